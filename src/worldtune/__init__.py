@@ -1,0 +1,1 @@
+"""Worldtune: post-training of video world models, from raw videos to exported safetensors."""

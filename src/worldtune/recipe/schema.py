@@ -1,0 +1,317 @@
+"""What a recipe may say: one pydantic model a section, unknown keys are errors, a description under each field.
+
+Each section says what its keys affect, since that decides what a change re-runs (the graph's params, the identity of an
+attempt):
+
+* ``weights``: the key shapes the trained weights; a change starts a new attempt.
+* ``outcome``: the key changes how far or where the same weights are trained, or what is measured; the attempt continues.
+* ``nothing``: the key changes no result; nothing re-runs.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
+
+Affects = Literal["weights", "outcome", "nothing"]
+
+VIDEO_SIZES_WH: dict[str, dict[str, tuple[int, int]]] = {
+    "1080": {"1:1": (1024, 1024), "4:3": (1440, 1056), "3:4": (1056, 1440), "16:9": (1920, 1056), "9:16": (1056, 1920)},
+    "720": {"1:1": (960, 960), "4:3": (960, 704), "3:4": (704, 960), "16:9": (1280, 704), "9:16": (704, 1280)},
+    "512": {"1:1": (512, 512), "4:3": (640, 512), "3:4": (512, 640), "16:9": (640, 384), "9:16": (384, 640)},
+    "480": {"1:1": (480, 480), "4:3": (640, 480), "3:4": (480, 640), "16:9": (768, 432), "9:16": (432, 768)},
+    "256": {"1:1": (256, 256), "4:3": (320, 256), "3:4": (256, 320), "16:9": (320, 192), "9:16": (192, 320)},
+    "128": {"1:1": (128, 128), "4:3": (160, 128), "3:4": (128, 160), "16:9": (160, 96), "9:16": (96, 160)},
+}
+"""Pixel sizes (width, height) by resolution and aspect ratio (spec/transfer1-training.md 5.4; "128" is our own)."""
+
+LATENT_PIXELS = 8
+"""Pixels along height and width that one latent pixel stands for."""
+LATENT_FRAMES = 8
+"""Frames that one latent frame stands for, after the first, which stands for itself."""
+
+
+def affects(value: Affects) -> dict[str, Any]:
+    """Mark one field where it differs from its section."""
+    return {"affects": value}
+
+
+class Section(BaseModel):
+    """Base of all sections."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    section_affects: ClassVar[Affects] = "weights"
+
+
+class Experiment(Section):
+    """What the recipe is."""
+
+    section_affects: ClassVar[Affects] = "nothing"
+
+    family: Literal["transfer1"] = Field(json_schema_extra=affects("weights"))
+    """The model family: which network, objective and export are used."""
+    description: str
+    """One sentence for the reports and the model card."""
+    original_name: str = ""
+    """Name of the same experiment in the original repository; it is accepted in the place of the recipe's name."""
+
+
+class Data(Section):
+    """Which clips are read and how they are cut."""
+
+    dataset: str = Field(json_schema_extra=affects("outcome"))
+    """Name of the dataset in config/config.yaml. Its content enters the identity of an attempt through its digest."""
+    num_frames: PositiveInt = 121
+    """Consecutive frames of a sample, of the form 8k + 1."""
+    resolution: Literal["1080", "720", "512", "480", "256", "128"] = "720"
+    """Row of the size table; the aspect ratio nearest to the clip's picks the size (config/README.md lists them)."""
+    num_workers: NonNegativeInt = Field(default=8, json_schema_extra=affects("nothing"))
+    """Loader processes of each reading rank."""
+
+
+class Network(Section):
+    """The frozen base and the control branch."""
+
+    size: str = Field(json_schema_extra=affects("nothing"))
+    """File below config/models/ that gives `base` and `control`; keys of the recipe go over it."""
+    base: NetworkConfig
+    """The frozen base network."""
+    control: ControlNetworkConfig
+    """The control branch."""
+    rope_angles: Literal["bfloat16", "exact"] = "bfloat16"
+    """How rotary angles are computed: as the released weights saw them, or exactly."""
+
+
+class Checkpoints(Section):
+    """Released weights that training starts from, as paths below checkpoints/; their hashes enter the identity."""
+
+    section_affects: ClassVar[Affects] = "outcome"
+
+    base: str
+    """The base network's checkpoint."""
+    control: str = ""
+    """The control branch's checkpoint; empty starts from a copy of the base's first blocks."""
+    tokenizer: str
+    """Folder of the video tokenizer."""
+
+
+class EdgeControl(Section):
+    """Ranges of the random Canny thresholds, one pair a clip (spec/transfer1-training.md 5.6)."""
+
+    threshold_low_min: NonNegativeInt = 20
+    """Smallest lower threshold."""
+    threshold_low_max: NonNegativeInt = 99
+    """Largest lower threshold."""
+    threshold_gap_min: NonNegativeInt = 50
+    """Smallest distance of the upper threshold from the lower one."""
+    threshold_gap_max: NonNegativeInt = 149
+    """Largest distance; the upper threshold is 255 at most."""
+
+
+class Control(Section):
+    """The control input."""
+
+    kind: Literal["edge"]
+    """Which control input the branch learns."""
+    edge: EdgeControl = EdgeControl()
+    """Used where kind is "edge"."""
+
+
+class Objective(Section):
+    """The EDM objective (spec/transfer1-training.md 2)."""
+
+    sigma_data: PositiveFloat = 0.5
+    """Standard deviation of the scaled latents."""
+    log_sigma_mean: float = 0.0
+    """Mean of the normal distribution of ln sigma."""
+    log_sigma_std: PositiveFloat = 1.0
+    """Standard deviation of ln sigma."""
+    adjust_video_noise: bool = True
+    """Whether sigma is multiplied by the square root of the number of latent frames."""
+    use_logvar: bool = True
+    """Whether the loss is weighted by the base's frozen uncertainty head (Kendall form)."""
+    loss_scale: PositiveFloat = 1.0
+    """Factor on the loss."""
+    text_dropout_rate: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Probability that a sample's text embedding is replaced by zeros."""
+    hint_dropout_rate: float = Field(default=0.3, ge=0.0, le=1.0)
+    """Probability of dropping each control of several; a single control is never dropped."""
+    max_condition_frames: NonNegativeInt = 2
+    """Given latent frames are drawn uniformly from 0 to this number."""
+    condition_log_sigma_mean: float = -3.0
+    """Mean of ln sigma of the noise on given frames."""
+    condition_log_sigma_std: NonNegativeFloat = 2.0
+    """Standard deviation of ln sigma of the noise on given frames."""
+
+
+class Optimizer(Section):
+    """AdamW over the control branch, with float32 master weights."""
+
+    learning_rate: PositiveFloat = 2**-14.3
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay, on all parameters as in the original."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay rates of the two moments."""
+    eps: PositiveFloat = 1e-10
+    """Added to the root of the second moment."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Global L2 norm that gradients are clipped to."""
+
+
+class Schedule(Section):
+    """Linear warm-up, then constant; it does not depend on max_iter."""
+
+    warmup_steps: NonNegativeInt = 2500
+    """Optimizer steps of the warm-up."""
+    warmup_start_factor: PositiveFloat = 1e-6
+    """Factor on the learning rate at step 0."""
+
+
+class Ema(Section):
+    """Power-function moving averages of the weights (spec/transfer1-training.md 3.7)."""
+
+    rates: tuple[PositiveFloat, ...] = Field(default=(0.1,), min_length=1)
+    """Relative widths; the first one is exported."""
+
+
+class Training(Section):
+    """How long and with which batch."""
+
+    max_iter: PositiveInt = Field(json_schema_extra=affects("outcome"))
+    """Optimizer steps. Raising it continues the attempt."""
+    seed: NonNegativeInt
+    """Seed of every random draw."""
+    global_batch_size: PositiveInt
+    """Samples of one optimizer step = micro_batch_size x parallel.data x gradient_accumulation."""
+    micro_batch_size: PositiveInt = Field(default=1, json_schema_extra=affects("outcome"))
+    """Samples of one forward pass on one data-parallel rank."""
+    gradient_accumulation: PositiveInt = Field(default=1, json_schema_extra=affects("outcome"))
+    """Forward passes that one optimizer step adds up."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of parameters and activations; master weights, moments and averages are float32."""
+    device: Literal["auto", "cuda", "cpu"] = Field(default="auto", json_schema_extra=affects("nothing"))
+    """Where to train; auto takes CUDA where there is one."""
+
+
+class Parallel(Section):
+    """The layout over processes; the product of the degrees is the number of processes."""
+
+    section_affects: ClassVar[Affects] = "outcome"
+
+    tensor: PositiveInt = 8
+    """Tensor-parallel degree; divides the heads of both networks."""
+    sequence: bool = True
+    """Whether tokens are sharded over the tensor-parallel group outside attention and MLP (sequence parallel)."""
+    data: PositiveInt = 1
+    """Data-parallel degree."""
+
+
+class Validation(Section):
+    """Held-out loss at fixed noise levels with fixed noise."""
+
+    section_affects: ClassVar[Affects] = "outcome"
+
+    every: PositiveInt = 500
+    """Steps between two measurements; one is made before the first step and one after the last."""
+    sigmas: tuple[PositiveFloat, ...] = Field(default=(0.2, 0.5, 1.0, 2.0, 5.0, 20.0), min_length=1)
+    """Noise levels (after the video adjustment)."""
+    max_clips: PositiveInt = 16
+    """Held-out clips that are measured at most."""
+
+
+class Sampling(Section):
+    """Drawing samples from the model (spec/transfer1-training.md 2.9)."""
+
+    section_affects: ClassVar[Affects] = "outcome"
+
+    num_steps: PositiveInt = 35
+    """Steps of the second-order multistep sampler."""
+    guidance: NonNegativeFloat = 7.0
+    """g in x_cond + g (x_cond - x_uncond)."""
+    sigma_min: PositiveFloat = 0.002
+    """Smallest noise level."""
+    sigma_max: PositiveFloat = 80.0
+    """Largest noise level."""
+    seed: NonNegativeInt = 1
+    """Seed of the initial noise."""
+    num_clips: NonNegativeInt = 2
+    """Held-out clips that are drawn for the report."""
+
+
+class Saving(Section):
+    """Training checkpoints."""
+
+    section_affects: ClassVar[Affects] = "nothing"
+
+    every: PositiveInt = 1000
+    """Steps between two checkpoints."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+    keep_every: NonNegativeInt = 0
+    """Checkpoints at multiples of this step number are kept for good; 0 keeps none but the newest."""
+
+
+class Logging(Section):
+    """Where metrics go besides the attempt's own record."""
+
+    section_affects: ClassVar[Affects] = "nothing"
+
+    wandb: Literal["online", "offline", "disabled"] = "disabled"
+    """Weights & Biases mode."""
+    wandb_project: str = "worldtune"
+    """Weights & Biases project."""
+    console_every: PositiveInt = 1
+    """Steps between two console lines."""
+
+
+class Cluster(Section):
+    """What the training job asks of SLURM; account and partitions are in config/config.yaml."""
+
+    section_affects: ClassVar[Affects] = "nothing"
+
+    gpus_per_node: PositiveInt = 8
+    """GPUs that one node gives; the job takes as many nodes as its processes need."""
+    cpus_per_gpu: PositiveInt = 12
+    """CPU cores for each process."""
+    mem_gb_per_gpu: PositiveFloat = 120.0
+    """Main memory for each process, in GiB."""
+    runtime_minutes: PositiveInt = 1440
+    """Time limit of one job; a run that needs longer continues in the next one."""
+
+
+class Recipe(Section):
+    """A resolved recipe."""
+
+    experiment: Experiment
+    data: Data
+    network: Network
+    checkpoints: Checkpoints
+    control: Control
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    ema: Ema = Ema()
+    training: Training
+    parallel: Parallel = Parallel()
+    validation: Validation = Validation()
+    sampling: Sampling = Sampling()
+    saving: Saving = Saving()
+    logging: Logging = Logging()
+    cluster: Cluster = Cluster()
+
+    @property
+    def world_size(self) -> int:
+        """Processes of a training job."""
+        return self.parallel.tensor * self.parallel.data
+
+    @property
+    def num_latent_frames(self) -> int:
+        """Latent frames of a sample."""
+        return (self.data.num_frames - 1) // LATENT_FRAMES + 1
+
+    @property
+    def video_sizes_wh(self) -> dict[str, tuple[int, int]]:
+        """Pixel sizes (width, height) by aspect ratio."""
+        return VIDEO_SIZES_WH[self.data.resolution]
