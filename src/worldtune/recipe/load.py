@@ -1,0 +1,170 @@
+"""Reading a recipe: inheritance, environment variables, overrides, validation."""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.recipe.checks import check_recipe
+from worldtune.recipe.schema import Recipe
+
+RECIPES = Path("config/recipes")
+MODELS = Path("config/models")
+EXTENDS = "extends"
+
+
+def recipe_path(name: str, root: Path = Path()) -> Path:
+    """Find the file of a recipe.
+
+    Args:
+        name: a path of a TOML file, the name of a recipe below config/recipes/, or the name of the original experiment.
+        root: root of the repository.
+
+    Raises:
+        WorldtuneError: there is no such recipe; the message names the nearest ones.
+    """
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise WorldtuneError(f"there is no recipe file {name}. Recipes lie in {RECIPES}/.")
+        return Path(name)
+    path = root / RECIPES / f"{name}.toml"
+    if path.is_file():
+        return path
+    known: dict[str, Path] = {}
+    for candidate in sorted((root / RECIPES).glob("*.toml")):
+        known[candidate.stem] = candidate
+        original = _read_toml(candidate).get("experiment", {}).get("original_name")
+        if original:
+            known.setdefault(original, candidate)
+    if name in known:
+        return known[name]
+    raise WorldtuneError(f"there is no recipe {name!r} in {root / RECIPES}/{_nearest(name, known)}.")
+
+
+def load_recipe(name: str, overrides: Sequence[str] = (), root: Path = Path()) -> Recipe:
+    """Read, resolve and check a recipe.
+
+    Args:
+        name: see `recipe_path`.
+        overrides: `key.path=value` strings that go over the file, values in YAML.
+        root: root of the repository; config/models/ is looked up there.
+
+    Raises:
+        WorldtuneError: a file is missing or no TOML, a key is unknown (the nearest known one is named), a value is of
+            the wrong type or out of range, or values do not fit together.
+    """
+    path = recipe_path(name, root)
+    values = _merge_parents(path, root, ())
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(values), _parse_overrides(overrides))
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise WorldtuneError(f"{path}: {' '.join(str(error).split())}") from error
+    assert isinstance(resolved, dict)
+    plain: dict[str, Any] = {str(key): value for key, value in resolved.items()}
+    _merge_model(plain, path, root)
+    try:
+        recipe = Recipe.model_validate(plain)
+    except ValidationError as error:
+        raise WorldtuneError(_explain(path, error)) from error
+    check_recipe(recipe, str(path))
+    return recipe
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WorldtuneError(f"{path} does not exist.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WorldtuneError(f"{path} is no valid TOML: {error}.") from error
+
+
+def _merge_parents(path: Path, root: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in children:
+        raise WorldtuneError(f"{path} extends itself, by way of {', '.join(child.stem for child in children)}.")
+    values = _read_toml(path)
+    parent = values.pop(EXTENDS, None)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise WorldtuneError(f"{path}: extends must be the name of one recipe, found {parent!r}.")
+    parent_path = path.parent / f"{parent}.toml"
+    if not parent_path.is_file():
+        parent_path = recipe_path(parent, root)
+    return merge(_merge_parents(parent_path, root, (*children, path.resolve())), values)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with the values of `above` over it; tables are merged key by key, everything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _merge_model(values: dict[str, Any], path: Path, root: Path) -> None:
+    network = values.get("network")
+    size = network.get("size") if isinstance(network, dict) else None
+    if not isinstance(network, dict) or not isinstance(size, str):
+        raise WorldtuneError(f"{path}: network.size must name a file below {MODELS}/ (without .toml).")
+    model_path = root / MODELS / f"{size}.toml"
+    if not model_path.is_file():
+        known = [candidate.stem for candidate in sorted((root / MODELS).glob("*.toml"))]
+        raise WorldtuneError(f"{path}: network.size = {size!r}, but there is no {model_path}{_nearest(size, known)}.")
+    values["network"] = merge(_read_toml(model_path), network)
+
+
+def _parse_overrides(overrides: Sequence[str]) -> Any:
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip():
+            raise WorldtuneError(f"override {override!r} is not of the form key.path=value.")
+        known = list(known_keys(Recipe))
+        if key not in known and not any(name.startswith(key + ".") for name in known):
+            raise WorldtuneError(f"override {override!r}: there is no key {key!r}{_nearest(key, known)}.")
+    return OmegaConf.from_dotlist(list(overrides))
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all leaf keys of a section tree."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    last = name.rsplit(".", 1)[-1]
+    by_last = [key for key in known if key.rsplit(".", 1)[-1] in difflib.get_close_matches(last, [last_part(k) for k in known])]
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5) or by_last[:3]
+    return f"; the nearest known: {', '.join(matches)}" if matches else ""
+
+
+def last_part(key: str) -> str:
+    """Return the last part of a dotted key."""
+    return key.rsplit(".", 1)[-1]
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    known = list(known_keys(Recipe))
+    lines = [_explain_one(detail, known) for detail in error.errors()]
+    return f"{path} is not a valid recipe:\n  " + "\n  ".join(lines)
+
+
+def _explain_one(detail: ErrorDetails, known: Sequence[str]) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_nearest(key, known)}"
+    if detail["type"] == "missing":
+        return f"{key}: is missing"
+    return f"{key}: {detail['msg']}, found {detail['input']!r}"
