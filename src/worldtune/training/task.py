@@ -1,0 +1,71 @@
+"""What the trainer asks of a task: a model on a mesh, a dataset of ordinals, a loss and a held-out measurement."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+Sample = dict[str, Tensor | str]
+"""One sample as a dataset gives it: tensors of equal shape over a micro-batch, and strings. `clip_id` (str) is required."""
+Batch = dict[str, Any]
+"""A micro-batch: tensors stacked along a new first axis, on the device; strings as lists; equal on all tensor ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOutput:
+    """The loss of one micro-batch."""
+
+    loss: Tensor
+    """What is differentiated: the mean over the micro-batch, float32, no axes."""
+    edm_loss: Tensor
+    """The same without the uncertainty weighting, detached, for the record; equals `loss` where there is none."""
+    num_tokens: int
+    """Latent tokens of the micro-batch, before they are sharded over the tensor ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRow:
+    """The loss of one held-out clip at one noise level."""
+
+    sigma: float
+    """Noise level; 0 for objectives without one."""
+    clip_id: str
+    """The clip."""
+    control: Literal["own", "other"]
+    """Whether the clip's own control was given or another clip's."""
+    loss: float
+    """Mean squared error under the objective's weight."""
+
+
+class Task(Protocol):
+    """One model family's side of a training run.
+
+    The trainer wraps nothing: `trainable`'s parameters that require a gradient are trained, as DTensors where they are
+    split over the tensor ranks and as plain tensors (or replicated DTensors) where every rank holds them whole. After
+    a backward pass each of these has its complete gradient on every tensor rank; sums that sequence parallelism needs
+    are the network's matter. The data-parallel mean, accumulation and clipping are the trainer's.
+
+    Every random draw is a function of the seed, the sample's ordinal and a purpose (`worldtune.training.random`), so a
+    task has no state beyond its weights and none of it is saved.
+    """
+
+    @property
+    def trainable(self) -> nn.Module:
+        """The module whose parameters are trained, saved and averaged."""
+        ...
+
+    def make_dataset(self) -> Dataset[Sample]:
+        """Return a map-style dataset: an ordinal (global sample number) in, a sample out.
+
+        It is called on tensor rank 0 of each data-parallel row; the dataset is copied into loader processes.
+        """
+        ...
+
+    def training_loss(self, batch: Batch) -> LossOutput:
+        """Return the loss of a micro-batch, with its graph. Collective over the tensor ranks."""
+        ...
+
+    def validate(self) -> list[ValidationRow]:
+        """Measure the held-out loss at fixed noise. Collective over all ranks; every rank returns all rows."""
+        ...
