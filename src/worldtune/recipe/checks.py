@@ -56,7 +56,14 @@ def _network_problems(recipe: Recipe) -> Iterator[str]:
     base, control = recipe.network.base, recipe.network.control
     for name, network in (("base", base), ("control", control)):
         yield from _one_network_problems(recipe, f"network.{name}", network)
-    for key in ("model_channels", "num_heads", "num_blocks", "crossattn_emb_channels", "patch_spatial", "patch_temporal"):
+    for key in (
+        "model_channels",
+        "num_heads",
+        "num_blocks",
+        "crossattn_emb_channels",
+        "patch_spatial",
+        "patch_temporal",
+    ):
         if getattr(base, key) != getattr(control, key):
             yield (
                 f"network.control.{key}: must equal network.base.{key} = {getattr(base, key)}, "
@@ -73,9 +80,7 @@ def _one_network_problems(recipe: Recipe, prefix: str, network: NetworkConfig) -
     if network.model_channels % network.num_heads:
         yield f"{prefix}.num_heads: must divide model_channels = {network.model_channels}, found {network.num_heads}"
     if network.num_heads % recipe.parallel.tensor:
-        yield (
-            f"parallel.tensor: must divide {prefix}.num_heads = {network.num_heads}, found {recipe.parallel.tensor}"
-        )
+        yield (f"parallel.tensor: must divide {prefix}.num_heads = {network.num_heads}, found {recipe.parallel.tensor}")
     for aspect, (width, height) in recipe.video_sizes_wh.items():
         if width // LATENT_PIXELS > network.max_img_w or height // LATENT_PIXELS > network.max_img_h:
             yield (
@@ -97,8 +102,8 @@ def _layout_problems(recipe: Recipe) -> Iterator[str]:
             tokens = recipe.num_latent_frames * (height // patch) * (width // patch)
             if tokens % recipe.parallel.tensor:
                 yield (
-                    f"parallel.tensor: sequence parallelism needs it to divide the {tokens} tokens of a {width}x{height} "
-                    f"({aspect}) clip, found {recipe.parallel.tensor}; change it, data.num_frames or data.resolution"
+                    f"parallel.tensor: sequence parallelism needs it to divide the {tokens} tokens of a "
+                    f"{width}x{height} ({aspect}) clip, found {recipe.parallel.tensor}; change it, data.num_frames or data.resolution"
                 )
     per_node = recipe.cluster.gpus_per_node
     if recipe.world_size > per_node and recipe.world_size % per_node:

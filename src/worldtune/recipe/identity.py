@@ -20,7 +20,9 @@ def values_that_affect(recipe: Recipe, *kinds: Affects) -> dict[str, Any]:
     Of the controls only the chosen kind's table is in it, since the others act on nothing.
     """
     chosen = {key: value for key, value, affects in _leaves(recipe, "", "weights") if affects in kinds}
-    other = [f"control.{name}." for name in type(recipe.control).model_fields if name not in ("kind", recipe.control.kind)]
+    other = [
+        f"control.{name}." for name in type(recipe.control).model_fields if name not in ("kind", recipe.control.kind)
+    ]
     return {key: chosen[key] for key in sorted(chosen) if not key.startswith(tuple(other))}
 
 
@@ -60,7 +62,13 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def identity(
-    recipe: Recipe, *, base_sha256: str, control_sha256: str | None, tokenizer_sha256: str, dataset_digest: str, trainer_version: int
+    recipe: Recipe,
+    *,
+    base_sha256: str,
+    control_sha256: str | None,
+    tokenizer_sha256: str,
+    dataset_digest: str,
+    trainer_version: int,
 ) -> str:
     """Return the 16 hexadecimal digits that name an attempt: a digest of everything that shapes the weights."""
     return digest(
@@ -103,7 +111,9 @@ def check_fingerprint(expected: str | None, values: Mapping[str, Any], what: str
     old, new = expected.partition("-")[2], found.partition("-")[2]
     if len(old) == len(new):
         starts = range(0, len(new), KEY_DIGITS)
-        changed = [key for key, at in zip(keys, starts, strict=True) if old[at : at + KEY_DIGITS] != new[at : at + KEY_DIGITS]]
+        changed = [
+            key for key, at in zip(keys, starts, strict=True) if old[at : at + KEY_DIGITS] != new[at : at + KEY_DIGITS]
+        ]
         named = ", ".join(changed) or "a value"
     else:
         named = "the set of keys"

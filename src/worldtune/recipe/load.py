@@ -144,15 +144,13 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    last = name.rsplit(".", 1)[-1]
-    by_last = [key for key in known if key.rsplit(".", 1)[-1] in difflib.get_close_matches(last, [last_part(k) for k in known])]
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5) or by_last[:3]
+    """Return advice that names known keys of which the whole, or else the last part, is spelt alike."""
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    if not matches:
+        last_parts = {key: key.rpartition(".")[2] for key in known}
+        alike = difflib.get_close_matches(name.rpartition(".")[2], list(last_parts.values()))
+        matches = [key for key, last in last_parts.items() if last in alike][:3]
     return f"; the nearest known: {', '.join(matches)}" if matches else ""
-
-
-def last_part(key: str) -> str:
-    """Return the last part of a dotted key."""
-    return key.rsplit(".", 1)[-1]
 
 
 def _explain(path: Path, error: ValidationError) -> str:

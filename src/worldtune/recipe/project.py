@@ -73,7 +73,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError as error:
-        raise WorldtuneError(f"{path} does not exist; run from the repository's root, or set {CONFIG_VARIABLE}.") from error
+        raise WorldtuneError(
+            f"{path} does not exist; run from the repository's root, or set {CONFIG_VARIABLE}."
+        ) from error
     except (YAMLError, OmegaConfBaseException) as error:
         raise WorldtuneError(f"{path}: {error}") from error
     if not isinstance(values, dict):

@@ -4,13 +4,22 @@ Each section says what its keys affect, since that decides what a change re-runs
 attempt):
 
 * ``weights``: the key shapes the trained weights; a change starts a new attempt.
-* ``outcome``: the key changes how far or where the same weights are trained, or what is measured; the attempt continues.
+* ``outcome``: the key changes how far or where the same weights are trained, or what is measured; the attempt goes on.
 * ``nothing``: the key changes no result; nothing re-runs.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
 
@@ -64,7 +73,8 @@ class Data(Section):
     """Name of the dataset in config/config.yaml. Its content enters the identity of an attempt through its digest."""
     num_frames: PositiveInt = 121
     """Consecutive frames of a sample, of the form 8k + 1."""
-    resolution: Literal["1080", "720", "512", "480", "256", "128"] = "720"
+    # A number where it comes from the command line, since it looks like one.
+    resolution: Annotated[Literal["1080", "720", "512", "480", "256", "128"], BeforeValidator(str)] = "720"
     """Row of the size table; the aspect ratio nearest to the clip's picks the size (config/README.md lists them)."""
     num_workers: NonNegativeInt = Field(default=8, json_schema_extra=affects("nothing"))
     """Loader processes of each reading rank."""

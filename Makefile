@@ -1,0 +1,64 @@
+# Short commands; `make help` lists them. No logic lives here.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SNAKEMAKE := $(BIN)/snakemake
+CORES ?= $(shell nproc)
+RUN ?= demo_edge_posttrain
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-seeds dryrun why sample test test-slow test-slurm lint format docs lock dag prune preflight-%
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+setup: $(VENV)/.ready  ## make .venv from the pinned lock
+
+demo: setup  ## the whole pipeline on rendered scenes, on the CPU, to a report
+	$(SNAKEMAKE) --cores $(CORES) results/demo_edge_posttrain/model results/demo_edge_posttrain/report.html
+	@echo "report: $(CURDIR)/results/demo_edge_posttrain/report.html"
+
+dryrun: setup  ## the whole graph of the runs in config/config.yaml, nothing executed
+	$(SNAKEMAKE) --dryrun --cores $(CORES)
+
+why: setup  ## what would run again for RUN=..., and which value, file or code caused it
+	$(BIN)/python src/scripts/why.py --run $(RUN)
+
+sample: setup  ## draw samples from the export of RUN=...
+	$(BIN)/python src/scripts/sample.py --run $(RUN)
+
+test: setup  ## the test suite
+	$(BIN)/pytest -q -n 2 --dist loadgroup -m "not slow and not slurm"
+
+test-slow: setup  ## the tests that take minutes
+	$(BIN)/pytest -q -m "slow and not slurm"
+
+test-slurm: setup  ## start a two-node SLURM, run the pipeline on it, stop it
+	$(BIN)/pytest -q -s -m slurm tests/slurm
+
+lint: setup  ## formatting, style, types, spelling, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/mypy
+	$(BIN)/codespell README.md config docs src rules tests notebooks
+	$(BIN)/python src/scripts/lock.py --check
+	$(BIN)/python src/scripts/docs.py --check
+
+format: setup  ## apply the formatters
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
+
+docs: setup  ## regenerate config/README.md and the picture of the graph
+	$(BIN)/python src/scripts/docs.py
+
+lock: setup  ## regenerate requirements.lock and environment.yml from pyproject.toml
+	$(BIN)/python src/scripts/lock.py

@@ -1,0 +1,20 @@
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: os.environ.get("WORLDTUNE_CONFIG", "config/config.yaml")
+
+
+include: "rules/common.smk"
+include: "rules/checkpoints.smk"
+include: "rules/dataset.smk"
+include: "rules/train.smk"
+include: "rules/results.smk"
+
+
+rule all:
+    default_target: True
+    localrule: True
+    input:
+        get_final_output(),

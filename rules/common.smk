@@ -1,0 +1,125 @@
+import os
+import re
+import sys
+from pathlib import Path
+
+from worldtune.checkpoint.catalogue import load_catalogue
+from worldtune.common.errors import WorldtuneError
+from worldtune.dataset.config import load_datasets
+from worldtune.common.versions import stage_version
+from worldtune.dataset.parameters import STAGE_KEYS, stage_values
+from worldtune.recipe.identity import fingerprint, keys_that_affect, values_that_affect
+from worldtune.recipe.load import load_recipe
+from worldtune.recipe.project import config_path, load_project, read_config
+from worldtune.workflow.lock import WorkflowLock
+from worldtune.workflow.resources import processes_per_node, slurm_extra, train_resources
+
+PYTHON = sys.executable
+PROJECT = load_project(config, config_path())
+DATASETS = load_datasets(config_path())
+CATALOGUE = load_catalogue(Path("config/checkpoints.toml"))
+RUNS = sorted(path.stem for path in Path("config/recipes").glob("*.toml"))
+LOCK = WorkflowLock(Path(".snakemake"))
+
+if dict(config) != read_config(config_path()):
+    raise WorldtuneError(
+        f"--config and --configfile reach snakemake but not the scripts, which read {config_path()}. "
+        "Edit that file, or set the environment variable WORLDTUNE_CONFIG to another one."
+    )
+
+# Compute nodes have no way out, and a hub that cannot be reached costs minutes of retries.
+shell.prefix("export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1; ")
+
+
+wildcard_constraints:
+    run="|".join(RUNS),
+    dataset="|".join(DATASETS),
+    shard=r"\d{4}",
+    control=r"[a-z]+",
+    repo=r"[^/]+/[^/]+",
+    stem=r"[^/]+",
+    degree=r"\d+",
+
+
+onstart:
+    # Jobs on a cluster run this file too; only the process that schedules them takes the lock.
+    if workflow.is_main_process:
+        LOCK.acquire()
+
+
+def recipe(wildcards):
+    return load_recipe(wildcards.run)
+
+
+def get_final_output():
+    return [path for run in PROJECT.runs for path in (f"results/{run}/model", f"results/{run}/report.html")]
+
+
+def dataset_shards(name):
+    return [f"{shard:04d}" for shard in range(DATASETS[name].num_shards)]
+
+
+def stage_params(stage):
+    """Named params of a stage, one for each value that can change its output, and their fingerprint."""
+
+    def values(wildcards):
+        return stage_values(
+            stage,
+            wildcards.dataset,
+            DATASETS[wildcards.dataset],
+            shard=wildcards.get("shard"),
+            control=wildcards.get("control"),
+        )
+
+    params = {key: (lambda wildcards, key=key: values(wildcards)[key]) for key in STAGE_KEYS[stage]}
+    return {**params, "expect": lambda wildcards: fingerprint(values(wildcards))}
+
+
+def recipe_params(*kinds):
+    """Named params of the training rule, one for each recipe key that can change its output, and their fingerprint."""
+
+    def value(wildcards, key):
+        values = values_that_affect(recipe(wildcards), *kinds)
+        return f"{key} = {values[key]!r}" if key in values else f"{key} is not used"
+
+    params = {
+        key.replace(".", "__"): (lambda wildcards, key=key: value(wildcards, key)) for key in keys_that_affect(*kinds)
+    }
+    return {**params, "expect": lambda wildcards: fingerprint(values_that_affect(recipe(wildcards), *kinds))}
+
+
+def hub_outputs():
+    """Paths below checkpoints/ that can be downloaded, as regular expressions."""
+    requests = [request for request in CATALOGUE.requests if request.repository.kind == "hub"]
+    return [re.escape(str(request.output(Path()))) for request in requests]
+
+
+def split_manifest(wildcards, which):
+    """The split file that a run reads for its base or control checkpoint, or nothing where it has none."""
+    chosen = recipe(wildcards)
+    path = getattr(chosen.checkpoints, which)
+    if not path:
+        return []
+    folder, _, name = path.rpartition("/")
+    return f"checkpoints/{folder}/checkpoints_tp_{chosen.parallel.tensor}/{Path(name).stem}.split.json"
+
+
+def partition(kind):
+    return getattr(PROJECT.cluster.partitions, kind)
+
+
+def text_gres(wildcards):
+    """GPUs of a text embedding job; None embeds on the CPU."""
+    gpus = PROJECT.cluster.text_gpus if DATASETS[wildcards.dataset].kind != "synthetic" else 0
+    return f"{PROJECT.cluster.gpu_gres}:{gpus}" if gpus else None
+
+
+def text_mem_mb(wildcards):
+    """Main memory for loading the encoder: eleven billion parameters in float32 at the worst."""
+    return 48000 if DATASETS[wildcards.dataset].kind != "synthetic" else 2000
+
+
+def load_report_values(chosen):
+    """The values of a recipe that the load report depends on."""
+    values = values_that_affect(chosen, "weights")
+    return {key: value for key, value in values.items() if key.startswith(("network.base.", "network.control."))}

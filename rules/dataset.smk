@@ -1,0 +1,174 @@
+rule render_synthetic:
+    output:
+        "datasets/{dataset}/source/{shard}.json",
+    log:
+        "logs/render_synthetic/{dataset}_{shard}.log",
+    benchmark:
+        "benchmark_records/render_synthetic/{dataset}_{shard}.tsv"
+    params:
+        **stage_params("render_synthetic"),
+    resources:
+        slurm_partition=partition("cpu"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=2000,
+        runtime=30,
+    message:
+        "Rendering the scenes of {wildcards.dataset}, shard {wildcards.shard}"
+    shell:
+        "{PYTHON} src/scripts/render_synthetic.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
+        " --expect {params.expect} > {log} 2>&1"
+
+
+rule fetch_metadata:
+    localrule: PROJECT.cluster.partitions.network is None
+    output:
+        "datasets/{dataset}/source/metadata.jsonl",
+    log:
+        "logs/fetch_metadata/{dataset}.log",
+    resources:
+        slurm_partition=partition("network"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=4000,
+        runtime=240,
+    message:
+        "Fetching the metadata of {wildcards.dataset}"
+    shell:
+        "HF_HUB_OFFLINE=0 {PYTHON} src/scripts/fetch_metadata.py --dataset {wildcards.dataset} > {log} 2>&1"
+
+
+def source_of_shard(wildcards):
+    """What must exist before the videos and captions of a shard can be read."""
+    return {
+        "folder": [],
+        "synthetic": f"datasets/{wildcards.dataset}/source/{wildcards.shard}.json",
+        "hdvila": f"datasets/{wildcards.dataset}/source/metadata.jsonl",
+    }[DATASETS[wildcards.dataset].kind]
+
+
+rule ingest:
+    input:
+        source_of_shard,
+    output:
+        "datasets/{dataset}/manifests/ingest/{shard}.parquet",
+    log:
+        "logs/ingest/{dataset}_{shard}.log",
+    benchmark:
+        "benchmark_records/ingest/{dataset}_{shard}.tsv"
+    threads: 8
+    resources:
+        slurm_partition=partition("cpu"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=8000,
+        runtime=240,
+    params:
+        **stage_params("ingest"),
+    message:
+        "Reading the videos of {wildcards.dataset}, shard {wildcards.shard}"
+    shell:
+        "{PYTHON} src/scripts/ingest.py --dataset {wildcards.dataset} --shard {wildcards.shard} --threads {threads}"
+        " --expect {params.expect} > {log} 2>&1"
+
+
+rule captions:
+    input:
+        source_of_shard,
+    output:
+        "datasets/{dataset}/manifests/captions/{shard}.parquet",
+    log:
+        "logs/captions/{dataset}_{shard}.log",
+    benchmark:
+        "benchmark_records/captions/{dataset}_{shard}.tsv"
+    resources:
+        slurm_partition=partition("cpu"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=2000,
+        runtime=60,
+    params:
+        **stage_params("captions"),
+    message:
+        "Reading the captions of {wildcards.dataset}, shard {wildcards.shard}"
+    shell:
+        "{PYTHON} src/scripts/captions.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
+        " --expect {params.expect} > {log} 2>&1"
+
+
+rule t5:
+    input:
+        captions="datasets/{dataset}/manifests/captions/{shard}.parquet",
+        encoder=lambda wildcards: f"checkpoints/{DATASETS[wildcards.dataset].text_encoder}/files.json",
+    output:
+        "datasets/{dataset}/manifests/t5/{shard}.parquet",
+    log:
+        "logs/t5/{dataset}_{shard}.log",
+    benchmark:
+        "benchmark_records/t5/{dataset}_{shard}.tsv"
+    threads: 2
+    resources:
+        slurm_partition=partition("gpu"),
+        slurm_account=PROJECT.cluster.account,
+        slurm_extra=slurm_extra(PROJECT.cluster, gpus=True),
+        gres=text_gres,
+        mem_mb=text_mem_mb,
+        runtime=240,
+    params:
+        **stage_params("t5"),
+    message:
+        "Embedding the captions of {wildcards.dataset}, shard {wildcards.shard}"
+    shell:
+        "{PYTHON} src/scripts/t5.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
+        " --expect {params.expect} > {log} 2>&1"
+
+
+rule controls:
+    input:
+        "datasets/{dataset}/manifests/ingest/{shard}.parquet",
+    output:
+        "datasets/{dataset}/manifests/control-{control}/{shard}.parquet",
+    log:
+        "logs/controls/{dataset}_{control}_{shard}.log",
+    benchmark:
+        "benchmark_records/controls/{dataset}_{control}_{shard}.tsv"
+    threads: 8
+    resources:
+        slurm_partition=partition("cpu"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=8000,
+        runtime=240,
+    params:
+        **stage_params("controls"),
+    message:
+        "Making {wildcards.control} controls of {wildcards.dataset}, shard {wildcards.shard}"
+    shell:
+        "{PYTHON} src/scripts/controls.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
+        " --control {wildcards.control} --threads {threads} --expect {params.expect} > {log} 2>&1"
+
+
+def dataset_manifests(wildcards):
+    """The manifests of all shards and stages of a dataset."""
+    stages = ["ingest", "captions", "t5", *(f"control-{kind}" for kind in DATASETS[wildcards.dataset].controls)]
+    shards = dataset_shards(wildcards.dataset)
+    return [f"datasets/{wildcards.dataset}/manifests/{stage}/{shard}.parquet" for stage in stages for shard in shards]
+
+
+# A checkpoint, so that training stands where a repeated validation finds equal content.
+checkpoint validate:
+    input:
+        dataset_manifests,
+    output:
+        dataset="datasets/{dataset}/dataset.json",
+        clips="datasets/{dataset}/clips.parquet",
+    log:
+        "logs/validate/{dataset}.log",
+    benchmark:
+        "benchmark_records/validate/{dataset}.tsv"
+    resources:
+        slurm_partition=partition("cpu"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=8000,
+        runtime=60,
+    params:
+        **stage_params("validate"),
+    message:
+        "Checking that {wildcards.dataset} is fit to train on"
+    shell:
+        "{PYTHON} src/scripts/validate.py --dataset {wildcards.dataset} --expect {params.expect} > {log} 2>&1"

@@ -1,0 +1,46 @@
+def train_resource(name):
+    """One resource of the training job, as a function of its recipe."""
+    return lambda wildcards: train_resources(recipe(wildcards), PROJECT.cluster)[name]
+
+
+def dataset_gate(wildcards):
+    """The dataset's digest file; asking the checkpoint for it lets an unchanged dataset start nothing."""
+    return checkpoints.validate.get(dataset=recipe(wildcards).data.dataset).output.dataset
+
+
+rule train:
+    input:
+        dataset=dataset_gate,
+        base=lambda wildcards: split_manifest(wildcards, "base"),
+        control=lambda wildcards: split_manifest(wildcards, "control"),
+        load_report="results/{run}/load_report.json",
+        tokenizer=lambda wildcards: f"checkpoints/{recipe(wildcards).checkpoints.tokenizer}/files.json",
+    output:
+        "results/{run}/manifest.json",
+    log:
+        "logs/train/{run}.log",
+    benchmark:
+        "benchmark_records/train/{run}.tsv"
+    params:
+        version=stage_version("training/trainer.py"),
+        **recipe_params("weights", "outcome"),
+    resources:
+        slurm_partition=partition("gpu"),
+        slurm_account=PROJECT.cluster.account,
+        slurm_extra=train_resource("slurm_extra"),
+        nodes=train_resource("nodes"),
+        gres=train_resource("gres"),
+        mpi=train_resource("mpi"),
+        tasks=train_resource("tasks"),
+        tasks_per_gpu=train_resource("tasks_per_gpu"),
+        cpus_per_task=train_resource("cpus_per_task"),
+        mem_mb=train_resource("mem_mb"),
+        runtime=train_resource("runtime"),
+        processes_per_node=lambda wildcards: processes_per_node(recipe(wildcards)),
+    message:
+        "Training {wildcards.run}"
+    # exec, so that SLURM's signals reach the launcher and not a shell that waits for it.
+    shell:
+        "exec bash src/scripts/launch.sh --nodes {resources.nodes} --processes-per-node {resources.processes_per_node}"
+        " --python {PYTHON} src/scripts/train.py {wildcards.run} --expect {params.expect} --manifest {output}"
+        " >> {log} 2>&1"

@@ -1,0 +1,61 @@
+"""The values that can change the output of a dataset stage: what the graph records and what the scripts check."""
+
+from typing import Any
+
+from worldtune.common.versions import stage_version
+from worldtune.dataset.config import DatasetConfig
+from worldtune.dataset.listing import list_dataset
+
+STAGE_KEYS: dict[str, tuple[str, ...]] = {
+    "render_synthetic": ("scenes", "seed", "num_frames", "width", "height", "fps", "version"),
+    "ingest": ("kind", "path", "listing", "min_frames", "version"),
+    "captions": ("kind", "path", "listing", "version"),
+    "t5": ("text_encoder", "text_max_tokens", "version"),
+    "controls": ("control", "version"),
+    "validate": ("controls", "held_out_fraction", "min_clips", "text_encoder", "text_max_tokens", "version"),
+}
+"""Names of the values of each stage; a rule has one param for each."""
+
+STAGE_MODULES = {
+    "render_synthetic": "demo/scenes.py",
+    "ingest": "dataset/ingest.py",
+    "captions": "dataset/captions.py",
+    "t5": "dataset/t5.py",
+    "controls": "dataset/controls.py",
+    "validate": "dataset/validate.py",
+}
+"""The module of each stage, which holds its VERSION."""
+
+
+def stage_values(
+    stage: str, name: str, config: DatasetConfig, *, shard: str | None = None, control: str | None = None
+) -> dict[str, Any]:
+    """Return the canonical values of one job.
+
+    Args:
+        stage: a key of STAGE_KEYS.
+        name: the dataset's name.
+        config: the dataset's configuration.
+        shard: four digits, for stages that work by shard.
+        control: the control's kind, for stage "controls".
+
+    Returns:
+        A JSON value for each name in STAGE_KEYS[stage].
+    """
+    values: dict[str, Any] = {"version": stage_version(STAGE_MODULES[stage]), "control": control}
+    for key in STAGE_KEYS[stage]:
+        if key in values:
+            continue
+        if key == "scenes" or (key == "listing" and stage == "ingest"):
+            values[key] = list_dataset(name, config).videos(_required(shard))
+        elif key == "listing":
+            values[key] = list_dataset(name, config).captions(_required(shard))
+        else:
+            values[key] = config.model_dump(mode="json")[key]
+    return {key: values[key] for key in STAGE_KEYS[stage]}
+
+
+def _required(shard: str | None) -> str:
+    if shard is None:
+        raise ValueError("this stage works by shard")
+    return shard

@@ -1,0 +1,50 @@
+"""What jobs ask of SLURM. Snakemake reads None as "not set"."""
+
+import math
+from typing import Any
+
+from worldtune.recipe.project import ClusterNames
+from worldtune.recipe.schema import Recipe
+
+
+def num_nodes(recipe: Recipe) -> int:
+    """Return the nodes that a training job takes."""
+    return math.ceil(recipe.world_size / recipe.cluster.gpus_per_node)
+
+
+def processes_per_node(recipe: Recipe) -> int:
+    """Return the processes, one a GPU, on each node of a training job."""
+    return recipe.world_size // num_nodes(recipe)
+
+
+def slurm_extra(cluster: ClusterNames, *, gpus: bool) -> str:
+    """Return sbatch options for what the plugin has no resource for."""
+    # A requeued job writes to the same log file; without append it would start by emptying it.
+    options = ["--open-mode=append"]
+    if gpus and cluster.constraint:
+        options.append(f"--constraint={cluster.constraint}")
+    if gpus and cluster.container:
+        options.append(f"--container-image={cluster.container}")
+    return " ".join(options)
+
+
+def train_resources(recipe: Recipe, cluster: ClusterNames) -> dict[str, Any]:
+    """Return the resources of a training job: one task a node, torchrun inside it.
+
+    On one node `mpi`, `tasks` and `tasks_per_gpu` must be unset: the plugin would turn `tasks` into tasks per GPU. On
+    several, `mpi` keeps the plugin from wrapping the job in a single-task srun, and `tasks_per_gpu = 0` from
+    multiplying.
+    """
+    nodes, processes = num_nodes(recipe), processes_per_node(recipe)
+    several = nodes > 1
+    return {
+        "nodes": nodes,
+        "gres": f"{cluster.gpu_gres}:{processes}",
+        "mpi": "srun" if several else None,
+        "tasks": nodes if several else None,
+        "tasks_per_gpu": 0 if several else None,
+        "cpus_per_task": recipe.cluster.cpus_per_gpu * processes,
+        "mem_mb": int(recipe.cluster.mem_gb_per_gpu * 1024) * processes,
+        "runtime": recipe.cluster.runtime_minutes,
+        "slurm_extra": slurm_extra(cluster, gpus=True),
+    }

@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.recipe.identity import (
+    affects_by_key,
+    check_fingerprint,
+    fingerprint,
+    identity,
+    keys_that_affect,
+    values_that_affect,
+)
+from worldtune.recipe.load import known_keys, load_recipe
+from worldtune.recipe.schema import Recipe
+
+REPOSITORY = Path(__file__).parents[2]
+HASHES = {
+    "base_sha256": "a" * 64,
+    "control_sha256": None,
+    "tokenizer_sha256": "b" * 64,
+    "dataset_digest": "c" * 64,
+    "trainer_version": 1,
+}
+
+
+def load(*overrides: str) -> Recipe:
+    return load_recipe("demo_edge_posttrain", overrides, REPOSITORY)
+
+
+def test_every_key_affects_something_stated() -> None:
+    assert sorted(affects_by_key()) == sorted(known_keys(Recipe))
+    assert sorted(keys_that_affect("weights", "outcome", "nothing")) == sorted(known_keys(Recipe))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.learning_rate=2e-3",
+        "ema.rates=[0.05]",
+        "control.edge.threshold_low_min=30",
+        "training.seed=5",
+        "network.rope_angles=exact",
+        "network.base.num_blocks=5",
+        "objective.text_dropout_rate=0.1",
+    ],
+)
+def test_what_shapes_the_weights_changes_the_identity(override: str) -> None:
+    overrides = [override]
+    if "num_blocks" in override:
+        overrides.append("network.control.num_blocks=5")
+    assert identity(load(), **HASHES) != identity(load(*overrides), **HASHES)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.max_iter=1000",
+        "parallel.tensor=4",
+        "logging.wandb=offline",
+        "cluster.runtime_minutes=5",
+        "saving.every=7",
+        "experiment.description=other",
+        "validation.every=10",
+        "data.num_workers=3",
+    ],
+)
+def test_what_does_not_keeps_it(override: str) -> None:
+    assert identity(load(), **HASHES) == identity(load(override), **HASHES)
+
+
+@pytest.mark.parametrize("name", sorted(HASHES))
+def test_every_input_hash_changes_the_identity(name: str) -> None:
+    changed = {**HASHES, name: 2 if name == "trainer_version" else "d" * 64}
+    assert identity(load(), **HASHES) != identity(load(), **changed)
+
+
+def test_cluster_and_logging_are_in_no_params() -> None:
+    keys = values_that_affect(load(), "weights", "outcome")
+    assert not [key for key in keys if key.startswith(("cluster.", "logging.", "saving."))]
+
+
+values = st.dictionaries(st.text(min_size=1), st.one_of(st.integers(), st.text(), st.lists(st.integers())), min_size=1)
+
+
+@given(values)
+def test_equal_values_pass(found: dict[str, object]) -> None:
+    check_fingerprint(fingerprint(found), dict(reversed(found.items())), "a test")
+
+
+@given(values, st.data())
+def test_a_changed_key_is_named(found: dict[str, object], data: st.DataObject) -> None:
+    key = data.draw(st.sampled_from(sorted(found)))
+    changed = {**found, key: "another value, never drawn \x00"}
+    with pytest.raises(WorldtuneError) as caught:
+        check_fingerprint(fingerprint(found), changed, "a test")
+    assert key in str(caught.value) or "a value" in str(caught.value)
+
+
+def test_a_run_by_hand_checks_nothing() -> None:
+    check_fingerprint(None, {"key": 1}, "a test")
