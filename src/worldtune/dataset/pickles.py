@@ -1,0 +1,170 @@
+"""Reading pickles of numpy arrays without running what they say.
+
+A pickle is a program. The reader here knows only built-in containers, numbers, texts and plain numeric arrays. It never
+calls numpy's own reconstruction code: it collects an array's type, shape and bytes, checks them, and builds the array.
+"""
+
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from worldtune.common.errors import WorldtuneError
+
+DTYPES = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})
+"""Element types that an array may have."""
+
+
+class _Ndarray:
+    """Stands for the class numpy.ndarray; it is only passed around."""
+
+
+class _Dtype:
+    """Stands for a numpy.dtype while it is read."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        if not isinstance(code, str) or code not in DTYPES:
+            raise pickle.UnpicklingError(f"element type {code!r} is not admitted")
+        self.code = code
+        self.order = "<"
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|"):
+            raise pickle.UnpicklingError("an element type has an unknown state")
+        self.order = state[1]
+
+    def numpy(self) -> np.dtype:
+        return np.dtype(self.order + self.code)
+
+
+class _Array:
+    """Stands for an array while it is read; `value` is the array once its state is known."""
+
+    def __init__(self) -> None:
+        self.value: np.ndarray | None = None
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise pickle.UnpicklingError("an array has an unknown state")
+        _, shape, dtype, fortran, data = state
+        self.value = _build(data, dtype, shape, "F" if fortran else "C")
+
+
+def _build(data: object, dtype: object, shape: object, order: object) -> np.ndarray:
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray) or order not in ("C", "F"):
+        raise pickle.UnpicklingError("an array has an unknown state")
+    if not isinstance(shape, tuple) or not all(isinstance(side, int) and 0 <= side < 2**40 for side in shape):
+        raise pickle.UnpicklingError(f"an array has the shape {shape!r}")
+    flat = np.frombuffer(bytes(data), dtype=dtype.numpy())
+    return flat.reshape(shape, order="C" if order == "C" else "F")
+
+
+def _reconstruct(kind: object, *_: object) -> _Array:
+    if kind is not _Ndarray:
+        raise pickle.UnpicklingError("an array has an unknown class")
+    return _Array()
+
+
+def _from_buffer(data: object, dtype: object, shape: object, order: object) -> _Array:
+    array = _Array()
+    array.value = _build(data, dtype, shape, order)
+    return array
+
+
+def _latin1(text: object, encoding: object) -> bytes:
+    # Old protocols write bytes as a text and a call that encodes it.
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError("bytes in an unknown encoding")
+    return text.encode("latin-1")
+
+
+GLOBALS: dict[tuple[str, str], Callable[..., object]] = {
+    ("numpy", "ndarray"): _Ndarray,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _latin1,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+}
+"""The only names that a pickle may ask for, and what it gets."""
+
+
+# The unpickler in Python, not the one in C: that one may allocate what a few bytes of the file ask for.
+class _Reader(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    # typeshed does not know these.
+    stack: list[Any]
+    read: Callable[[int], bytes]
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        if (module, name) not in GLOBALS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
+        return GLOBALS[module, name]
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        # The ordinary way would set attributes on anything, also on the functions in GLOBALS.
+        if not isinstance(self.stack[-1], _Array | _Dtype):
+            raise pickle.UnpicklingError("it sets the state of something that is no array")
+        self.stack[-1].__setstate__(state)
+
+    def load_bytearray8(self) -> None:
+        # The ordinary way allocates the length before it sees whether there is so much data.
+        length = int.from_bytes(self.read(8), "little")
+        self.stack.append(bytearray(self.read(length)))
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+def _resolve(value: object, depth: int = 0) -> object:
+    """Replace each _Array by its array, and refuse what is no plain data."""
+    if depth > 16:
+        raise pickle.UnpicklingError("it is nested too deeply")
+    if isinstance(value, _Array):
+        if value.value is None:
+            raise pickle.UnpicklingError("an array has no content")
+        return value.value
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(_resolve(item, depth + 1) for item in value)
+    if isinstance(value, dict):
+        return {_resolve(key, depth + 1): _resolve(item, depth + 1) for key, item in value.items()}
+    raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
+
+
+def read_pickle(path: Path, max_bytes: int) -> Any:
+    """Return the content of a pickle: containers, numbers, texts and numeric arrays; nothing in it is executed.
+
+    Raises:
+        WorldtuneError: the file is larger than `max_bytes`, is damaged, or asks for anything else.
+    """
+    path = Path(path)
+    try:
+        # One byte more than is admitted shows a file that is too large, whatever its size is a moment later.
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise WorldtuneError(f"{path} cannot be read ({error.strerror}). Run the rule that makes it.") from error
+    if len(data) > max_bytes:
+        raise WorldtuneError(f"{path} is larger than the {max_bytes} bytes admitted here. Look at where it came from.")
+    try:
+        return _resolve(_Reader(io.BytesIO(data)).load())
+    except (
+        pickle.UnpicklingError,
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        MemoryError,
+        NotImplementedError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise WorldtuneError(
+            f"{path} is no pickle of plain arrays: {error or type(error).__name__}. Delete it and make it again."
+        ) from error

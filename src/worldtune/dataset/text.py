@@ -1,0 +1,79 @@
+"""T5 embedding files: a pickle of a list of one float16 array [n, C], as the original format has it."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import atomic_path
+from worldtune.dataset.pickles import read_pickle
+
+MAX_ELEMENT_BYTES = 8
+MAX_OVERHEAD_BYTES = 65536
+SAFETENSORS_KEY = "t5_xxl"
+"""Name of the tensor in a .safetensors file."""
+
+
+def write_t5(path: Path, embedding: np.ndarray) -> None:
+    """Write an embedding [n, C] as float16; a name that ends in .safetensors gives that format.
+
+    Raises:
+        WorldtuneError: the shape is another one, or a value does not fit float16.
+    """
+    path = Path(path)
+    if embedding.ndim != 2 or not len(embedding):
+        raise WorldtuneError(f"{path}: the embedding has the shape {embedding.shape}; expected [tokens, channels].")
+    half = np.ascontiguousarray(embedding, dtype=np.float16)
+    if not np.isfinite(half).all():
+        raise WorldtuneError(f"{path}: the embedding has values that are not finite in float16. Check the encoder.")
+    with atomic_path(path) as temporary:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
+
+            save_file({SAFETENSORS_KEY: half}, temporary)
+        else:
+            with open(temporary, "wb") as file:
+                pickle.dump([half], file, protocol=4)
+
+
+def read_t5_tokens(path: Path, max_tokens: int, channels: int) -> np.ndarray:
+    """Return the embedding in a file as float32 [n, channels], without padding.
+
+    Raises:
+        WorldtuneError: the file is damaged, holds anything else, or has other sizes.
+    """
+    path = Path(path)
+    max_bytes = max_tokens * channels * MAX_ELEMENT_BYTES + MAX_OVERHEAD_BYTES
+    value = _read_safetensors(path, max_bytes) if path.suffix == ".safetensors" else read_pickle(path, max_bytes)
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind != "f":
+        raise WorldtuneError(f"{path} holds no array [tokens, channels]; expected a list of one. Make it again.")
+    if not 1 <= value.shape[0] <= max_tokens or value.shape[1] != channels:
+        raise WorldtuneError(
+            f"{path} holds an array {list(value.shape)}; expected 1 to {max_tokens} tokens of {channels} channels. "
+            "Make it again with the dataset's text encoder."
+        )
+    if not np.isfinite(value).all():
+        raise WorldtuneError(f"{path} holds values that are not finite. Make it again.")
+    return value.astype(np.float32)
+
+
+def read_t5(path: Path, max_tokens: int, channels: int) -> np.ndarray:
+    """Return the embedding in a file as float32 [max_tokens, channels], padded with zeros; errors as read_t5_tokens."""
+    tokens = read_t5_tokens(path, max_tokens, channels)
+    padded = np.zeros((max_tokens, channels), np.float32)
+    padded[: len(tokens)] = tokens
+    return padded
+
+
+def _read_safetensors(path: Path, max_bytes: int) -> np.ndarray:
+    try:
+        if path.stat().st_size > max_bytes:
+            raise WorldtuneError(f"{path} is larger than the {max_bytes} bytes admitted here. Look at its origin.")
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor(SAFETENSORS_KEY)
+    except (OSError, SafetensorError) as error:
+        raise WorldtuneError(f"{path} cannot be read: {error}. Expected a tensor {SAFETENSORS_KEY!r}.") from error
