@@ -1,0 +1,390 @@
+"""What the run report shows: the record of a run, and its figures and tables; notebooks/run_report.ipynb calls them."""
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import read_json
+
+BLUE, ORANGE, GREEN, RED, GREY = "#2b6cb0", "#c8691c", "#2f855a", "#b83232", "#8a94a0"
+STEP_PARTS = {"data_s": "data", "forward_s": "forward", "backward_s": "backward", "optimizer_s": "optimizer"}
+STYLE: dict[str, Any] = {
+    "figure.dpi": 120,
+    "figure.constrained_layout.use": True,
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#b8c0c8",
+    "axes.grid": True,
+    "grid.color": "#e8ecf0",
+    "axes.axisbelow": True,
+    "xtick.color": "#5a6570",
+    "ytick.color": "#5a6570",
+    "axes.labelcolor": "#5a6570",
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Everything that is known of one run."""
+
+    run: str
+    """Name of the run."""
+    manifest: dict[str, Any]
+    """What the training rule declared."""
+    metrics: pd.DataFrame
+    """One row a step."""
+    validation: pd.DataFrame
+    """One row a (step, sigma, clip_id, control)."""
+    dataset: dict[str, Any]
+    """The dataset's summary; empty where it is gone."""
+    clips: pd.DataFrame
+    """One row a clip of the dataset."""
+    samples: dict[str, Any]
+    """What sample.py wrote; empty where no sample was drawn."""
+    samples_dir: Path
+    """Where the files named in `samples` lie."""
+    provenance: dict[str, Any]
+    """What the export carries; empty before the export."""
+
+
+def load_run(run_dir: Path, *, samples_dir: Path, datasets_dir: Path) -> RunRecord:
+    """Read the record of a run.
+
+    Args:
+        run_dir: results/<run>.
+        samples_dir: folder that sample.py wrote; it may be missing.
+        datasets_dir: folder of the datasets; this run's may be missing.
+
+    Raises:
+        WorldtuneError: the run has no manifest or no metrics.
+    """
+    manifest = read_json(run_dir / "manifest.json")
+    attempt = run_dir / manifest["attempt"]
+    dataset_dir = datasets_dir / manifest["dataset"]["name"]
+    clips_path = dataset_dir / "clips.parquet"
+    return RunRecord(
+        run=run_dir.name,
+        manifest=manifest,
+        metrics=_read_rows(attempt / "metrics.jsonl"),
+        validation=_read_rows(attempt / "validation.jsonl"),
+        dataset=_read_optional(dataset_dir / "dataset.json"),
+        clips=pd.read_parquet(clips_path) if clips_path.is_file() else pd.DataFrame(),
+        samples=_read_optional(samples_dir / "samples.json"),
+        samples_dir=samples_dir,
+        provenance=_read_optional(run_dir / "model" / "provenance.json"),
+    )
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _read_rows(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise WorldtuneError(f"{path} does not exist, but the run's manifest names its folder. Train the run again.")
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            # A killed job may leave half a line; the trainer writes that step again when it resumes.
+            continue
+    return pd.DataFrame(rows)
+
+
+def smooth(values: pd.Series, span: int) -> pd.Series:
+    """Return the exponentially weighted mean over about `span` values, unbiased at the start."""
+    return values.ewm(span=max(span, 1), adjust=True).mean()
+
+
+def plot_training(record: RunRecord) -> Figure:
+    """Loss, gradient norm and learning rate over the steps."""
+    metrics = record.metrics
+    span = max(len(metrics) // 20, 5)
+    with plt.rc_context(STYLE):
+        figure, (loss_axes, norm_axes, rate_axes) = plt.subplots(1, 3, figsize=(11, 3), width_ratios=[1.5, 1, 1])
+        _raw_and_smooth(loss_axes, metrics["step"], metrics["edm_loss"], span, BLUE)
+        loss_axes.set(title="Training loss (weighted squared error)", xlabel="step", yscale="log")
+        loss_axes.legend(["each step", f"mean over about {span} steps"])
+        _raw_and_smooth(norm_axes, metrics["step"], metrics["grad_norm"], span, ORANGE)
+        norm_axes.set(title="Gradient norm before clipping", xlabel="step", yscale="log")
+        rate_axes.plot(metrics["step"], metrics["learning_rate"], color=GREEN)
+        rate_axes.set(title="Learning rate", xlabel="step")
+        rate_axes.set_ylim(bottom=0)
+        rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    return figure
+
+
+def _raw_and_smooth(axes: Axes, steps: pd.Series, values: pd.Series, span: int, colour: str) -> None:
+    axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+    axes.plot(steps, smooth(values, span), color=colour, linewidth=1.8)
+
+
+def plot_speed(record: RunRecord) -> Figure:
+    """Throughput over the steps, and where the time of a step goes."""
+    metrics = record.metrics
+    with plt.rc_context(STYLE):
+        figure, (speed_axes, time_axes) = plt.subplots(1, 2, figsize=(11, 2.8), width_ratios=[1, 1.2])
+        speed_axes.plot(metrics["step"], metrics["tokens_per_s"], color=GREEN, linewidth=1)
+        speed_axes.axhline(metrics["tokens_per_s"].median(), color=GREY, linestyle="--", linewidth=1)
+        speed_axes.set(title="Tokens a second (dashed: median)", xlabel="step")
+        speed_axes.set_ylim(bottom=0)
+        parts = step_time_table(record)
+        left = 0.0
+        for (part, row), colour in zip(parts.iterrows(), (GREY, BLUE, ORANGE, GREEN, "#d0d6dc"), strict=False):
+            time_axes.barh(0, row["seconds"], left=left, color=colour, height=0.5, label=f"{part} {row['share']}")
+            left += row["seconds"]
+        time_axes.set(title="Median time of a step", xlabel="seconds", yticks=[], ylim=(-0.5, 0.9))
+        time_axes.grid(visible=False)
+        time_axes.legend(loc="upper left", ncols=5, fontsize=8.5, columnspacing=1.2, handlelength=1)
+    return figure
+
+
+def step_time_table(record: RunRecord) -> pd.DataFrame:
+    """Return median seconds of each part of a step, the remainder as "other", and their shares."""
+    # The first steps pay for what is made once.
+    steady = record.metrics.iloc[min(3, len(record.metrics) - 1) :]
+    seconds = {label: float(steady[column].median()) for column, label in STEP_PARTS.items() if column in steady}
+    total = float(steady["step_s"].median())
+    seconds["other"] = max(total - sum(seconds.values()), 0.0)
+    table = pd.DataFrame({"seconds": seconds})
+    table["share"] = [f"{value / max(sum(seconds.values()), 1e-12):.0%}" for value in table["seconds"]]
+    return table
+
+
+def held_out_means(record: RunRecord) -> pd.DataFrame:
+    """Return the held-out loss averaged over clips: index step, columns (control, sigma)."""
+    means = record.validation.groupby(["step", "control", "sigma"])["loss"].mean()
+    return means.unstack(["control", "sigma"]).sort_index()
+
+
+def plot_held_out(record: RunRecord) -> Figure:
+    """Held-out loss at each noise level, with the clip's own control and with another clip's."""
+    means = held_out_means(record)
+    sigmas = sorted(record.validation["sigma"].unique())
+    columns = min(len(sigmas), 3)
+    rows = -(-len(sigmas) // columns)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(rows, columns, figsize=(11, 2.3 * rows), squeeze=False, sharex=True)
+        for axes, sigma in zip(grid.flat, sigmas, strict=False):
+            for control, colour, label in (("own", BLUE, "own control"), ("other", ORANGE, "another clip's control")):
+                if (control, sigma) in means:
+                    axes.plot(means.index, means[control, sigma], color=colour, marker="o", markersize=3, label=label)
+            axes.set_title(f"sigma {sigma:g}")
+        for axes in list(grid.flat)[len(sigmas) :]:
+            axes.set_visible(False)
+        for axes in grid[-1]:
+            axes.set_xlabel("step")
+        grid[0][0].legend()
+    return figure
+
+
+def held_out_table(record: RunRecord) -> pd.DataFrame:
+    """Return the held-out loss at each noise level before the first step and after the last, and its change."""
+    means = held_out_means(record)["own"]
+    first, last = means.iloc[0], means.iloc[-1]
+    table = pd.DataFrame({f"step {means.index[0]}": first, f"step {means.index[-1]}": last, "change": last / first - 1})
+    table.index.name = "sigma"
+    return table.sort_index()
+
+
+def paired_controls(record: RunRecord, step: int | None = None) -> pd.DataFrame:
+    """Return the losses with own and other control beside each other, one row a (clip_id, sigma).
+
+    Args:
+        record: the run.
+        step: which measurement; None takes the last.
+    """
+    validation = record.validation
+    chosen = validation["step"].max() if step is None else step
+    at_step = validation[validation["step"] == chosen]
+    wide = at_step.pivot_table(index=["clip_id", "sigma"], columns="control", values="loss").reset_index()
+    wide.columns.name = None
+    if "other" not in wide:
+        wide["other"] = np.nan
+    return wide.dropna(subset=["own", "other"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlEffect:
+    """How much the control tells the model, at one measurement."""
+
+    num_pairs: int
+    """Pairs of (clip, noise level)."""
+    num_own_lower: int
+    """Pairs in which the clip's own control gives the lower loss."""
+    mean_ratio: float
+    """Geometric mean of own loss over other loss; below 1 where the control is used. NaN without pairs."""
+
+
+def control_effect(record: RunRecord, step: int | None = None) -> ControlEffect:
+    """Count in how many pairs the clip's own control gives the lower loss (see `paired_controls`)."""
+    pairs = paired_controls(record, step)
+    ratio = float(np.exp(np.log(pairs["own"] / pairs["other"]).mean())) if len(pairs) else float("nan")
+    num_own_lower = int((pairs["own"] < pairs["other"]).sum())
+    return ControlEffect(num_pairs=len(pairs), num_own_lower=num_own_lower, mean_ratio=ratio)
+
+
+def plot_control_effect(record: RunRecord) -> Figure:
+    """Own against other control over the steps, and pair by pair at the last measurement."""
+    steps = sorted(record.validation["step"].unique())
+    sigmas = sorted(record.validation["sigma"].unique())
+    colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(sigmas)))
+    pairs = paired_controls(record)
+    with plt.rc_context(STYLE):
+        figure, (step_axes, pair_axes) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[1.3, 1])
+        by_step = {step: paired_controls(record, step) for step in steps}
+        for sigma, colour in zip(sigmas, colours, strict=True):
+            ratios = []
+            for step in steps:
+                at = by_step[step][by_step[step]["sigma"] == sigma]
+                ratios.append(np.exp(np.log(at["own"] / at["other"]).mean()) - 1 if len(at) else np.nan)
+            percent = np.array(ratios) * 100
+            step_axes.plot(steps, percent, color=colour, marker="o", markersize=3, label=f"sigma {sigma:g}")
+            at_last = pairs[pairs["sigma"] == sigma]
+            pair_axes.scatter(at_last["other"], at_last["own"], color=colour, s=18, alpha=0.8, linewidths=0)
+        step_axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
+        step_axes.set(title="Own control against another clip's: change of the loss, %", xlabel="step")
+        step_axes.legend(fontsize=8.5, ncols=2)
+        if len(pairs):
+            ends = [pairs[["own", "other"]].min().min() * 0.8, pairs[["own", "other"]].max().max() * 1.25]
+            pair_axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1)
+            pair_axes.set(xlim=ends, ylim=ends)
+        pair_axes.set(xscale="log", yscale="log", xlabel="loss with another clip's control", ylabel="loss with its own")
+        pair_axes.set_title(f"Each held-out clip at step {steps[-1]}")
+    return figure
+
+
+def control_effect_table(record: RunRecord) -> pd.DataFrame:
+    """Return, for each noise level at the last measurement, mean losses and in how many clips the own control wins."""
+    pairs = paired_controls(record)
+    grouped = pairs.assign(own_lower=pairs["own"] < pairs["other"]).groupby("sigma")
+    means = grouped.agg(own=("own", "mean"), other=("other", "mean"))
+    return means.assign(own_lower=grouped["own_lower"].sum().astype(int), clips=grouped.size())
+
+
+def summary_table(record: RunRecord) -> pd.DataFrame:
+    """Return the run in a few lines."""
+    manifest = record.manifest
+    hardware = {key: value for key, value in manifest.get("hardware", {}).items() if not isinstance(value, dict)}
+    held_out = record.dataset.get("splits", {}).get("held_out", "?")
+    effect = control_effect(record)
+    rows = {
+        "final step": manifest["final_step"],
+        "clips": f"{record.dataset.get('num_clips', '?')} ({held_out} held out)",
+        "hardware": ", ".join(f"{key}: {value}" for key, value in sorted(hardware.items())),
+        "median step": f"{manifest['median_step_s']:.3g} s",
+        "peak memory": f"{manifest['peak_memory_gb']:.3g} GiB",
+        "own control lower": f"{effect.num_own_lower} of {effect.num_pairs} (clip, sigma) pairs; "
+        f"loss {(effect.mean_ratio - 1) * 100:+.1f} % on the average",
+    }
+    return pd.DataFrame({"": rows})
+
+
+def dataset_tables(record: RunRecord) -> dict[str, pd.DataFrame]:
+    """Return the usable clips by split and size, and the unusable ones by reason."""
+    clips = record.clips
+    if clips.empty:
+        return {}
+    usable = clips[clips["status"] == "ok"]
+    sizes = usable.assign(size=usable["width"].astype(int).astype(str) + "x" + usable["height"].astype(int).astype(str))
+    by_size = sizes.groupby(["split", "size"]).agg(
+        clips=("clip_id", "size"),
+        fewest_frames=("num_frames", "min"),
+        most_frames=("num_frames", "max"),
+        fps=("fps", "median"),
+        tokens=("num_tokens", "mean"),
+    )
+    tables = {"Usable clips": by_size.round(1)}
+    dropped = clips[clips["status"] != "ok"]
+    if len(dropped):
+        tables["Left out"] = dropped.groupby("reason").agg(clips=("clip_id", "size"), example=("source_key", "first"))
+    return tables
+
+
+def clip_table(record: RunRecord, datasets_dir: Path, limit: int = 24) -> pd.DataFrame:
+    """Return up to `limit` usable clips with their captions."""
+    if record.clips.empty:
+        return pd.DataFrame()
+    folder = datasets_dir / record.manifest["dataset"]["name"] / "metas"
+    chosen = record.clips[record.clips["status"] == "ok"].head(limit)
+    captions = [_read_caption(folder / f"{clip_id}.txt") for clip_id in chosen["clip_id"]]
+    table = chosen[["clip_id", "split", "source_key", "num_frames", "fps"]].assign(caption=captions)
+    return table.reset_index(drop=True)
+
+
+def _read_caption(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
+def sample_gallery(record: RunRecord) -> str:
+    """Return HTML that shows each drawn sample as a picture and as a video, all files embedded."""
+    if not record.samples:
+        return "<p>No sample was drawn for this run.</p>"
+    parts = [f"<p>{html.escape(_sample_note(record.samples))}</p>"]
+    for clip in record.samples["clips"]:
+        video = _data_url(record.samples_dir / clip["video"], "video/mp4")
+        grid = _data_url(record.samples_dir / clip["grid"], "image/png")
+        parts.append(
+            f"<figure><figcaption><b>{html.escape(clip['clip_id'])}</b> {html.escape(clip['caption'])}</figcaption>"
+            f"<div class='columns'><span>control</span><span>ground truth</span><span>sample</span></div>"
+            f"<video src='{video}' controls loop muted autoplay playsinline></video>"
+            f"<img src='{grid}' alt='first, middle and last frame'></figure>"
+        )
+    return "\n".join(parts)
+
+
+def _sample_note(samples: Mapping[str, Any]) -> str:
+    return (
+        f"Held-out clips, drawn from the exported weights of step {samples['step']} with {samples['num_steps']} steps, "
+        f"guidance {samples['guidance']:g} and seed {samples['seed']}. Below each video: first, middle and last frame."
+    )
+
+
+def _data_url(path: Path, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def provenance_table(record: RunRecord) -> pd.DataFrame:
+    """Return where the weights come from: hashes, versions, hardware, commit."""
+    merged: dict[str, Any] = {
+        "identity": record.manifest["identity"],
+        "attempt": record.manifest["attempt"],
+        "checkpoint": record.manifest["checkpoint"],
+        "dataset": record.manifest["dataset"],
+        "checkpoints": record.manifest["checkpoints"],
+        "torch": record.manifest.get("torch"),
+    }
+    for key in ("git_commit", "hardware", "packages", "chain", "verified"):
+        if key in record.provenance:
+            merged[key] = record.provenance[key]
+    rows = dict(_flatten(merged))
+    return pd.DataFrame({"": rows})
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            rows.append((prefix + key, ", ".join(map(str, value))))
+        else:
+            rows.append((prefix + key, str(value)))
+    return rows

@@ -1,0 +1,141 @@
+"""Samples of the Transfer1 family: a window of a clip, its control, its text, fitted to the recipe's size.
+
+Video and control stay uint8 until they are on the device: they are what is broadcast over a tensor-parallel group.
+
+A sample holds `clip_id` (str), `ordinal` (int64 [], -1 in evaluation), `video` and `hint` (uint8 [3, T, H, W]), `text`
+(float32 [M, D]), `fps` (float32 []), `padding_mask` (float32 [1, H, W], 1 where the picture is padded) and `image_size`
+(float32 [4]: height and width, then those without the padding).
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.controls.edge import canny, draw_thresholds
+from worldtune.dataset.clips import Clip, Dataset
+from worldtune.dataset.text import read_t5
+from worldtune.media.geometry import fit, nearest_aspect_ratio
+from worldtune.media.video import read_frames
+from worldtune.recipe.schema import VIDEO_SIZES_WH, Recipe
+from worldtune.training.order import clip_index
+from worldtune.training.random import numpy_generator
+from worldtune.training.task import Sample
+
+logger = logging.getLogger(__name__)
+
+TEXT_TOKENS = 512
+"""Tokens of a text embedding; shorter ones are filled up with zeros, which the network attends to."""
+EDGE_RESOLUTION = "720"
+"""Row of the size table to which larger clips are shrunk before their edges are found, whatever is trained."""
+
+
+class ClipDataset(torch.utils.data.Dataset[Sample]):
+    """Training samples by ordinal, and held-out ones by clip."""
+
+    def __init__(self, dataset: Dataset, recipe: Recipe) -> None:
+        """Take the clips that are long enough for the recipe.
+
+        Raises:
+            WorldtuneError: none is, the clips cannot be stacked as the recipe wants, or the text is of another width.
+        """
+        self.root = Path(dataset.root)
+        self.recipe = recipe
+        self.train_clips = long_enough(dataset.split("train"), recipe.data.num_frames, "train")
+        self.held_out_clips = long_enough(dataset.split("held_out"), recipe.data.num_frames, "held_out")
+        if not self.train_clips:
+            raise WorldtuneError(
+                f"Dataset {dataset.name} has no training clip of at least {recipe.data.num_frames} frames. "
+                "Give longer clips or lower data.num_frames in the recipe."
+            )
+        check_stackable(self.train_clips, recipe)
+        if dataset.text_channels != recipe.network.base.crossattn_emb_channels:
+            raise WorldtuneError(
+                f"Dataset {dataset.name} has text embeddings of {dataset.text_channels} channels, the network takes "
+                f"{recipe.network.base.crossattn_emb_channels}. Set the dataset's text_encoder to the network's."
+            )
+
+    def __len__(self) -> int:
+        """Number of training clips. Ordinals go on beyond it: each epoch has its own order."""
+        return len(self.train_clips)
+
+    def __getitem__(self, ordinal: int) -> Sample:
+        """Return the training sample with this global number: a drawn window under a drawn control."""
+        recipe = self.recipe
+        seed = recipe.training.seed
+        clip = self.train_clips[clip_index(seed, ordinal, len(self.train_clips))]
+        last_start = clip.num_frames - recipe.data.num_frames
+        start = int(numpy_generator(seed, "window", ordinal).integers(0, last_start + 1))
+        frames = self._read(clip, clip.video_path(self.root), start)
+        low, high = draw_thresholds(recipe.control.edge, numpy_generator(seed, "control", ordinal))
+        size_wh = VIDEO_SIZES_WH[EDGE_RESOLUTION][nearest_aspect_ratio(clip.width, clip.height)]
+        return self._assemble(clip, ordinal, frames, canny(frames, low, high, size_wh))
+
+    def evaluation_sample(self, clip: Clip) -> Sample:
+        """Return the first window of a clip under its fixed control map."""
+        frames = self._read(clip, clip.video_path(self.root), 0)
+        hint = self._read(clip, clip.control_path(self.recipe.control.kind, self.root), 0)
+        return self._assemble(clip, -1, frames, hint)
+
+    def _read(self, clip: Clip, path: Path, start: int) -> np.ndarray:
+        count = self.recipe.data.num_frames
+        frames = read_frames(path, start, count)
+        if len(frames) != count:
+            raise WorldtuneError(
+                f"{path} gave {len(frames)} frames from frame {start} on, expected {count}: clip {clip.clip_id} is not "
+                "as the dataset's manifest says. Run the dataset's stages again."
+            )
+        return frames
+
+    def _assemble(self, clip: Clip, ordinal: int, frames_thwc: np.ndarray, hint_thwc: np.ndarray) -> Sample:
+        size_wh = self.recipe.video_sizes_wh[nearest_aspect_ratio(clip.width, clip.height)]
+        video = fit(frames_thwc, size_wh)
+        hint = fit(hint_thwc, size_wh, source_wh=(clip.width, clip.height))
+        channels = self.recipe.network.base.crossattn_emb_channels
+        return {
+            "clip_id": clip.clip_id,
+            "ordinal": torch.tensor(ordinal),
+            "video": _channels_first(video.frames),
+            "hint": _channels_first(hint.frames),
+            "text": torch.from_numpy(read_t5(clip.t5_path(self.root), TEXT_TOKENS, channels)),
+            "fps": torch.tensor(clip.fps, dtype=torch.float32),
+            "padding_mask": torch.from_numpy(video.padding_mask)[None],
+            "image_size": torch.tensor(video.image_size, dtype=torch.float32),
+        }
+
+
+def long_enough(clips: Sequence[Clip], num_frames: int, split: str) -> list[Clip]:
+    """Return the clips of at least `num_frames` frames, and say which are left out."""
+    short = [clip.clip_id for clip in clips if clip.num_frames < num_frames]
+    if short:
+        logger.warning(
+            "%d of %d %s clips have fewer than %d frames and are left out: %s",
+            *(len(short), len(clips), split, num_frames, ", ".join(short[:20])),
+        )
+    return [clip for clip in clips if clip.num_frames >= num_frames]
+
+
+def check_stackable(clips: Sequence[Clip], recipe: Recipe) -> None:
+    """Check that the clips can be stacked to micro-batches of the recipe.
+
+    Raises:
+        WorldtuneError: a micro-batch has several samples, and the clips differ in size or in frame rate, which the
+            rotary embedding takes once for a micro-batch.
+    """
+    size = recipe.training.micro_batch_size
+    kinds = {(nearest_aspect_ratio(clip.width, clip.height), clip.fps): clip.clip_id for clip in clips}
+    if size > 1 and len(kinds) > 1:
+        named = [f"{aspect} at {fps:g} fps (clip {clip_id})" for (aspect, fps), clip_id in sorted(kinds.items())]
+        raise WorldtuneError(
+            f"training.micro_batch_size is {size}, which needs clips of one aspect ratio and frame rate, but the "
+            f"dataset has {', '.join(named)}. Set it to 1 and raise training.gradient_accumulation instead, or use a "
+            "dataset of one kind."
+        )
+
+
+def _channels_first(frames_thwc: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frames_thwc.transpose(3, 0, 1, 2)))

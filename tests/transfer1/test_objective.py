@@ -1,0 +1,138 @@
+"""The algebra of the EDM objective, against the reference numbers and against its own definition."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from worldtune.recipe.schema import Objective
+from worldtune.transfer1.objective import add_noise, draw, edm_loss, loss_weight, scaling
+
+SHAPE = (16, 3, 4, 6)
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    """Read reference numbers: the repository's own copy, else those of the folder that is named or beside it."""
+    tests = Path(__file__).parents[1]
+    folders = [tests / "golden", Path(os.environ.get("WORLDTUNE_GOLDEN", tests.parents[1] / "shared" / "golden"))]
+    paths = [folder / "transfer1" / name for folder in folders]
+    return load_file(next((path for path in paths if path.is_file()), paths[-1]))
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    difference, reference = (found - expected).double(), expected.double()
+    error = max(difference.norm() / reference.norm(), difference.abs().max() / reference.abs().max())
+    return bool(error < 1e-6)
+
+
+def test_denoiser_algebra_equals_the_reference() -> None:
+    reference = golden("case_a.io.safetensors")
+    sigma = reference["denoise/sigma"]
+    x_t, target = reference["in/x"], reference["in/target"]
+    terms = scaling(sigma, 0.5)
+    prediction = terms.c_skip * x_t + terms.c_out * reference["denoise/net_out"]
+    assert close(terms.c_noise, reference["denoise/c_noise"])
+    assert close(prediction, reference["denoise/x0_pred"])
+    assert close(loss_weight(sigma, 0.5), reference["denoise/weights_per_sigma"].reshape(-1))
+    losses = edm_loss(
+        reference["denoise/x0_pred"],
+        target,
+        sigma_b=sigma,
+        indicator_bt=torch.zeros(1, x_t.shape[2]),
+        log_variance_b=reference["denoise/logvar"].reshape(-1),
+        config=Objective(),
+    )
+    assert close(losses.edm_loss, reference["denoise/edm_loss_mean"])
+    assert close(losses.loss, reference["denoise/kendall_loss_mean"])
+
+
+def test_preconditioning_equals_the_primitives() -> None:
+    reference = golden("primitives.safetensors")
+    terms = scaling(reference["edm/sigma"].float(), 0.5)
+    for name in ("c_skip", "c_out", "c_in", "c_noise"):
+        assert close(getattr(terms, name).flatten(), reference[f"edm/{name}"].flatten().float()), name
+
+
+def test_draws_depend_on_nothing_but_seed_and_ordinal() -> None:
+    together = draw([4, 5, 6, 7], SHAPE, seed=11, config=Objective())
+    alone = draw([6], SHAPE, seed=11, config=Objective())
+    torch.manual_seed(0)
+    again = draw([7, 6], SHAPE, seed=11, config=Objective())
+    for name, value in vars(together).items():
+        assert torch.equal(value[2:3], getattr(alone, name)), name
+        assert torch.equal(value[2], getattr(again, name)[1]), name
+    other = draw([6], SHAPE, seed=12, config=Objective())
+    assert not torch.equal(alone.noise_bcthw, other.noise_bcthw)
+
+
+def test_draws_leave_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    draw([1], SHAPE, seed=1, config=Objective())
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_distributions_of_the_draws() -> None:
+    draws = draw(range(4000), (1, 3, 1, 1), seed=1, config=Objective())
+    log_sigma = (draws.sigma_b / 3**0.5).log()
+    assert float(log_sigma.mean()) == pytest.approx(0.0, abs=0.06)
+    assert float(log_sigma.std()) == pytest.approx(1.0, abs=0.04)
+    log_condition = draws.condition_sigma_b.log()
+    assert float(log_condition.mean()) == pytest.approx(-3.0, abs=0.12)
+    assert float(log_condition.std()) == pytest.approx(2.0, abs=0.08)
+    assert float(draws.keep_text_b.mean()) == pytest.approx(0.8, abs=0.03)
+    counts = draws.indicator_bt.sum(1)
+    assert torch.equal(draws.indicator_bt[:, 2], torch.zeros(4000))
+    for number in (0, 1, 2):
+        assert float((counts == number).float().mean()) == pytest.approx(1 / 3, abs=0.04)
+    # The purposes have streams of their own.
+    assert abs(float(torch.corrcoef(torch.stack([log_sigma, log_condition]))[0, 1])) < 0.06
+
+
+def test_sigma_is_not_scaled_without_the_video_adjustment() -> None:
+    adjusted = draw([3], SHAPE, seed=1, config=Objective())
+    plain = draw([3], SHAPE, seed=1, config=Objective(adjust_video_noise=False))
+    assert float(adjusted.sigma_b) == pytest.approx(float(plain.sigma_b) * 3**0.5)
+
+
+def test_given_frames_reach_the_network_at_their_own_level_and_cost_nothing() -> None:
+    config = Objective()
+    ordinal = next(i for i in range(50) if draw([i], SHAPE, seed=1, config=config).indicator_bt.sum() == 2)
+    draws = draw([ordinal], SHAPE, seed=1, config=config)
+    x0 = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(1)) * 0.5
+    noisy = add_noise(x0, draws, sigma_data=0.5)
+    seen = scaling(draws.sigma_b, 0.5).c_in * noisy
+    own = x0 + draws.condition_sigma_b * draws.condition_noise_bcthw
+    torch.testing.assert_close(seen[:, :, :2], (scaling(draws.condition_sigma_b, 0.5).c_in * own)[:, :, :2])
+    torch.testing.assert_close(noisy[:, :, 2:], (x0 + draws.sigma_b * draws.noise_bcthw)[:, :, 2:])
+
+    prediction = x0.clone()
+    prediction[:, :, :2] += 100.0
+    terms = {"sigma_b": draws.sigma_b, "indicator_bt": draws.indicator_bt, "config": config}
+    free = edm_loss(prediction, x0, log_variance_b=None, **terms)  # type: ignore[arg-type]
+    assert float(free.loss) == 0.0
+    # Given frames still carry the uncertainty term and count in the mean.
+    weighted = edm_loss(prediction, x0, log_variance_b=torch.tensor([0.7]), **terms)  # type: ignore[arg-type]
+    assert float(weighted.loss) == pytest.approx(0.7)
+    prediction[:, :, 2] += 1.0
+    counted = edm_loss(prediction, x0, log_variance_b=None, **terms)  # type: ignore[arg-type]
+    assert float(counted.loss) == pytest.approx(float(loss_weight(draws.sigma_b, 0.5)) / 3, rel=1e-5)
+
+
+def test_the_gradient_ignores_given_frames() -> None:
+    x0 = torch.zeros(1, 1, 2, 1, 1)
+    prediction = torch.ones_like(x0, requires_grad=True)
+    losses = edm_loss(
+        prediction,
+        x0,
+        sigma_b=torch.ones(1),
+        indicator_bt=torch.tensor([[1.0, 0.0]]),
+        log_variance_b=torch.zeros(1),
+        config=Objective(),
+    )
+    losses.loss.backward()
+    assert prediction.grad is not None
+    assert float(prediction.grad[0, 0, 0, 0, 0]) == 0.0
+    assert float(prediction.grad[0, 0, 1, 0, 0]) > 0.0
