@@ -1,0 +1,101 @@
+"""Rendered scenes as files: videos, captions, depth, segmentation and keypoints in Transfer1's dataset formats."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldtune.common.files import atomic_path, sha256_file, write_json, write_text
+from worldtune.common.progress import progress
+from worldtune.dataset.rle import encode_clip_mask
+from worldtune.demo.scenes import RenderedScene, render_scene
+from worldtune.media.video import write_video
+
+PICKLE_PROTOCOL = 4
+HANDS = slice(91, 133)
+"""Rows of the hands among the 133 keypoints."""
+
+
+def depth_picture(depth_thw: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return depth as a grey video (uint8 [T, H, W, 3]) as Depth Anything draws it: near is bright.
+
+    Inverse depth is stretched to 0 to 255 by one minimum and one maximum of the whole clip; the sky is 0.
+    """
+    inverse = 1 / depth_thw
+    low, high = float(inverse.min()), float(inverse.max())
+    grey = ((inverse - low) / max(high - low, 1e-9) * 255 + 0.5).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def segmentation_of(scene: RenderedScene) -> list[dict[str, Any]]:
+    """Return the content of a segmentation file: one entry a thing that is seen."""
+    return [
+        {"phrase": phrase, "segmentation_mask_rle": encode_clip_mask(mask)}
+        for phrase, mask in zip(scene.phrases, scene.instance_masks, strict=True)
+        if mask.any()
+    ]
+
+
+def keypoints_of(scene: RenderedScene) -> dict[int, list[dict[str, NDArray[np.float16]]]]:
+    """Return the content of a keypoint file: for each frame its people, x and y as shares of width and height."""
+    return {
+        frame: [
+            {
+                "body-keypoints": person.astype(np.float16),
+                "hand-keypoints": person[HANDS].astype(np.float16),
+            }
+            for person in people
+        ]
+        for frame, people in enumerate(scene.keypoints)
+    }
+
+
+def write_scene(scene: RenderedScene, folder: Path) -> list[Path]:
+    """Write a scene below `folder` and return the files' paths.
+
+    The files are NAME.mp4, NAME.txt (the caption), depth/NAME.mp4, seg/NAME.pickle and keypoint/NAME.pickle.
+    """
+    video, caption = folder / f"{scene.name}.mp4", folder / f"{scene.name}.txt"
+    depth = folder / "depth" / f"{scene.name}.mp4"
+    seg, keypoint = (folder / kind / f"{scene.name}.pickle" for kind in ("seg", "keypoint"))
+    write_video(video, scene.frames, scene.fps)
+    write_text(caption, scene.caption + "\n")
+    write_video(depth, depth_picture(scene.depth), scene.fps)
+    for path, content in ((seg, segmentation_of(scene)), (keypoint, keypoints_of(scene))):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(pickle.dumps(content, protocol=PICKLE_PROTOCOL))
+    return [video, caption, depth, seg, keypoint]
+
+
+def write_scenes(
+    names: Sequence[str],
+    folder: Path,
+    manifest: Path,
+    *,
+    seed: int,
+    num_frames: int,
+    width: int,
+    height: int,
+    fps: float,
+) -> None:
+    """Render scenes into `folder`; write last, to `manifest`, the SHA-256 of every file by its path below `folder`."""
+    hashes: dict[str, str] = {}
+    for name in progress(names, "scenes"):
+        scene = render_scene(name, seed=seed, num_frames=num_frames, width=width, height=height, fps=fps)
+        hashes.update({path.relative_to(folder).as_posix(): sha256_file(path) for path in write_scene(scene, folder)})
+    write_json(
+        manifest,
+        {
+            "format": 1,
+            "seed": seed,
+            "num_frames": num_frames,
+            "width": width,
+            "height": height,
+            "fps": fps,
+            "scenes": sorted(names),
+            "files": hashes,
+        },
+    )
