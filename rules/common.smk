@@ -12,7 +12,7 @@ from worldtune.recipe.identity import fingerprint, keys_that_affect, values_that
 from worldtune.recipe.load import load_recipe
 from worldtune.recipe.project import config_path, load_project, read_config
 from worldtune.workflow.lock import WorkflowLock
-from worldtune.workflow.resources import processes_per_node, slurm_extra, train_resources
+from worldtune.workflow.resources import processes_per_node, sample_gres, slurm_extra, train_resources
 
 PYTHON = sys.executable
 PROJECT = load_project(config, config_path())

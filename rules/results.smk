@@ -32,12 +32,17 @@ rule report:
         "benchmark_records/report/{run}.tsv"
     params:
         version=stage_version("evaluate/report.py"),
+        **recipe_params("report"),
+    # Samples are drawn from the export on one GPU.
     resources:
-        slurm_partition=partition("cpu"),
+        slurm_partition=partition("gpu"),
         slurm_account=PROJECT.cluster.account,
-        mem_mb=8000,
-        runtime=30,
+        slurm_extra=slurm_extra(PROJECT.cluster, gpus=True),
+        gres=lambda wildcards: sample_gres(recipe(wildcards), PROJECT.cluster),
+        mem_mb=lambda wildcards: int(recipe(wildcards).cluster.mem_gb_per_gpu * 1024),
+        runtime=240,
     message:
         "Writing the report of {wildcards.run}"
     shell:
-        "{PYTHON} src/scripts/report.py --run {wildcards.run} --output {output} > {log} 2>&1"
+        "({PYTHON} src/scripts/sample.py --run {wildcards.run} --expect {params.expect}"
+        " && {PYTHON} src/scripts/report.py --run {wildcards.run} --output {output}) > {log} 2>&1"

@@ -32,7 +32,7 @@ def load(*overrides: str) -> Recipe:
 
 def test_every_key_affects_something_stated() -> None:
     assert sorted(affects_by_key()) == sorted(known_keys(Recipe))
-    assert sorted(keys_that_affect("weights", "outcome", "nothing")) == sorted(known_keys(Recipe))
+    assert sorted(keys_that_affect("weights", "outcome", "report", "nothing")) == sorted(known_keys(Recipe))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,7 @@ def test_what_shapes_the_weights_changes_the_identity(override: str) -> None:
         "experiment.description=other",
         "validation.every=10",
         "data.num_workers=3",
+        "sampling.guidance=3.0",
     ],
 )
 def test_what_does_not_keeps_it(override: str) -> None:

@@ -11,7 +11,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "ingest": ("kind", "path", "listing", "min_frames", "version"),
     "captions": ("kind", "path", "listing", "version"),
     "t5": ("text_encoder", "text_max_tokens", "version"),
-    "controls": ("control", "version"),
+    "controls": ("control", "given", "version"),
     "validate": ("controls", "held_out_fraction", "min_clips", "text_encoder", "text_max_tokens", "version"),
 }
 """Names of the values of each stage; a rule has one param for each."""
@@ -48,6 +48,8 @@ def stage_values(
             continue
         if key == "scenes" or (key == "listing" and stage == "ingest"):
             values[key] = list_dataset(name, config).videos(_required(shard))
+        elif key == "given":
+            values[key] = list_dataset(name, config).controls(_required(shard), _required(control))
         elif key == "listing":
             values[key] = list_dataset(name, config).captions(_required(shard))
         else:
@@ -55,7 +57,7 @@ def stage_values(
     return {key: values[key] for key in STAGE_KEYS[stage]}
 
 
-def _required(shard: str | None) -> str:
-    if shard is None:
-        raise ValueError("this stage works by shard")
-    return shard
+def _required(value: str | None) -> str:
+    if value is None:
+        raise ValueError("this stage works by shard, and stage controls by control")
+    return value

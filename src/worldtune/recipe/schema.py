@@ -5,6 +5,7 @@ attempt):
 
 * ``weights``: the key shapes the trained weights; a change starts a new attempt.
 * ``outcome``: the key changes how far or where the same weights are trained, or what is measured; the attempt goes on.
+* ``report``: the key changes the samples that the report shows; training stands.
 * ``nothing``: the key changes no result; nothing re-runs.
 """
 
@@ -23,7 +24,7 @@ from pydantic import (
 
 from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
 
-Affects = Literal["weights", "outcome", "nothing"]
+Affects = Literal["weights", "outcome", "report", "nothing"]
 
 VIDEO_SIZES_WH: dict[str, dict[str, tuple[int, int]]] = {
     "1080": {"1:1": (1024, 1024), "4:3": (1440, 1056), "3:4": (1056, 1440), "16:9": (1920, 1056), "9:16": (1056, 1920)},
@@ -234,7 +235,7 @@ class Validation(Section):
 class Sampling(Section):
     """Drawing samples from the model (spec/transfer1-training.md 2.9)."""
 
-    section_affects: ClassVar[Affects] = "outcome"
+    section_affects: ClassVar[Affects] = "report"
 
     num_steps: PositiveInt = 35
     """Steps of the second-order multistep sampler."""

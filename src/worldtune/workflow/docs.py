@@ -28,7 +28,7 @@ A recipe may start from another one with `extends = "name"`; tables are merged k
 an environment variable. `key.path=value` on a script's command line goes over the file. Unknown keys are errors.
 
 The column *affects* says what a change does: **weights** starts a new attempt, **outcome** continues the attempt with other
-limits, layout or measurements, **nothing** re-runs nothing.
+limits, layout or measurements, **report** draws the report's samples again, **nothing** re-runs nothing.
 """
 
 DEPARTURES = """## Departures from the published recipes
@@ -54,7 +54,8 @@ def config_readme(root: Path) -> str:
     affects = affects_by_key()
     for name, field in Recipe.model_fields.items():
         section = field.annotation
-        assert isinstance(section, type) and issubclass(section, BaseModel)
+        assert isinstance(section, type)
+        assert issubclass(section, BaseModel)
         parts += [f"### {name}\n", (section.__doc__ or "") + "\n", _table(name + ".", section, affects)]
     parts += ["## Video sizes\n", _size_table()]
     return "\n".join(parts)

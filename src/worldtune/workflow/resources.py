@@ -28,6 +28,11 @@ def slurm_extra(cluster: ClusterNames, *, gpus: bool) -> str:
     return " ".join(options)
 
 
+def sample_gres(recipe: Recipe, cluster: ClusterNames) -> str | None:
+    """Return the GPU of a job that draws samples; None where the recipe computes on the CPU."""
+    return None if recipe.training.device == "cpu" else f"{cluster.gpu_gres}:1"
+
+
 def train_resources(recipe: Recipe, cluster: ClusterNames) -> dict[str, Any]:
     """Return the resources of a training job: one task a node, torchrun inside it.
 

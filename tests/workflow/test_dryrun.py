@@ -1,0 +1,89 @@
+"""A dry run shows the whole graph of a checkout that has no data, no checkpoints and no GPU."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from workspace import Workspace
+
+
+def counts(labels: tuple[str, ...]) -> Counter[str]:
+    return Counter(label.partition("[")[0] for label in labels)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("dryrun"))
+
+
+def test_configured_runs_from_their_sources_on(workspace: Workspace) -> None:
+    planned = counts(workspace.planned())
+    runs = 3
+    for rule in ("train", "export", "report", "load_report"):
+        assert planned[rule] == runs, planned
+    assert planned["validate"] == 2  # synthetic and hdvila
+    assert planned["fetch_metadata"] == 1
+    assert planned["render_synthetic"] == 2
+    for rule in ("ingest", "captions", "t5", "controls"):
+        assert planned[rule] == 2 + 16, planned
+    # Two 7B files, tokenizer and text encoder; the demo's are made in one job.
+    assert planned["fetch_checkpoint"] == 4
+    assert planned["make_demo_checkpoints"] == 1
+    assert planned["split_checkpoint"] == 4
+    assert not (workspace.root / "datasets").exists()
+    assert not (workspace.root / "checkpoints").exists()
+
+
+def test_a_missing_folder_of_videos_still_shows_its_graph(workspace: Workspace) -> None:
+    recipe = 'extends = "edge_pretrain"\n[data]\ndataset = "my_videos"\n'
+    (workspace.root / "config/recipes/mine.toml").write_text(recipe)
+    planned = counts(workspace.planned("results/mine/model"))
+    assert planned["ingest"] == 4
+    assert planned["fetch_checkpoint"] == 3
+    assert planned["train"] == 1
+
+
+def test_one_edited_caption_plans_one_shard(workspace: Workspace) -> None:
+    """Needs no job to have run: a touched output with recorded params is what a run leaves."""
+    clips = workspace.root / "my_videos"
+    clips.mkdir(exist_ok=True)
+    for number in range(20):
+        (clips / f"{number}.mp4").write_bytes(b"0")
+        (clips / f"{number}.txt").write_text(f"Caption {number}.")
+    targets = [f"datasets/my_videos/manifests/captions/{shard:04d}.parquet" for shard in range(4)]
+    workspace.snakemake(*targets)
+    assert workspace.planned(*targets) == ()
+    (clips / "7.txt").write_text("Another caption.")
+    assert len(workspace.planned(*targets)) == 1
+
+
+def test_unknown_dataset_and_recipe_keys_stop_the_parse(workspace: Workspace) -> None:
+    recipe = workspace.root / "config/recipes/wrong.toml"
+    recipe.write_text('extends = "edge_pretrain"\n[optimizer]\nlearning_rte = 1.0\n')
+    result = workspace.snakemake("--dryrun", "results/wrong/model", check=False)
+    assert result.returncode
+    assert "optimizer.learning_rte: unknown key; the nearest known: optimizer.learning_rate" in result.text
+    recipe.write_text('extends = "edge_pretrain"\n[data]\ndataset = "hdvla"\n')
+    result = workspace.snakemake("--dryrun", "results/wrong/model", check=False)
+    assert result.returncode
+    assert "hdvila" in result.text
+    recipe.unlink()
+
+
+def test_config_on_the_command_line_is_refused(workspace: Workspace) -> None:
+    result = workspace.snakemake("--dryrun", "--config", "runs=[edge_pretrain]", check=False)
+    assert result.returncode
+    assert "WORLDTUNE_CONFIG" in result.text
+
+
+def test_scripts_have_the_names_of_their_rules() -> None:
+    root = Path(__file__).parents[2]
+    rules = [
+        line.split()[1].rstrip(":")
+        for path in sorted((root / "rules").glob("*.smk"))
+        for line in path.read_text().splitlines()
+        if line.startswith(("rule ", "checkpoint "))
+    ]
+    assert rules
+    for rule in rules:
+        assert (root / "src/scripts" / f"{rule}.py").is_file(), rule
