@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 Sample = dict[str, Tensor | str]
-"""One sample as a dataset gives it: tensors of equal shape over a micro-batch, and strings. `clip_id` (str) is required."""
+"""One sample: tensors of equal shape over a micro-batch, and strings; `clip_id` (a string) is required."""
 Batch = dict[str, Any]
 """A micro-batch: tensors stacked along a new first axis, on the device; strings as lists; equal on all tensor ranks."""
 

@@ -1,0 +1,61 @@
+"""Train a recipe, or continue its attempt.
+
+torchrun --nproc_per_node=8 src/scripts/train.py edge_posttrain
+torchrun --nproc_per_node=2 src/scripts/train.py demo_edge_posttrain -- training.max_iter=20     # on a laptop's CPU
+python src/scripts/train.py edge_posttrain --dryrun -- training.max_iter=100     # writes config.yaml, trains nothing
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from worldtune.common.script import run
+from worldtune.recipe.identity import check_fingerprint, values_that_affect
+from worldtune.recipe.load import load_recipe, recipe_path
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a recipe, or continue its attempt.",
+        epilog="Overrides follow --: key.path=value, values in YAML. They make an attempt of their own.",
+    )
+    parser.add_argument("recipe", help="recipe's name, path of its TOML file, or the original experiment's name")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that go over the recipe's")
+    parser.add_argument("--dryrun", action="store_true", help="print and write the resolved recipe, train nothing")
+    parser.add_argument("--expect", metavar="FINGERPRINT", help="refuse if the recipe's values are not these")
+    parser.add_argument("--manifest", type=Path, help="where the manifest goes; default: results/<run>/manifest.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    path = recipe_path(arguments.recipe)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    check_fingerprint(arguments.expect, values_that_affect(recipe, "weights", "outcome"), str(path))
+    run_folder = Path(os.environ.get("OUTPUT_ROOT", "results")) / path.stem
+    # Imported late: a dry run and a typo on the command line should not wait for PyTorch.
+    if arguments.dryrun:
+        from worldtune.training.config import config_text, write_config
+
+        print(config_text(recipe))
+        print(f"# written to {write_config(recipe, run_folder)}")
+        return
+    from worldtune.training.run import run_training
+    from worldtune.transfer1.task import build_task
+
+    sys.exit(
+        run_training(
+            recipe,
+            run_folder,
+            build_task,
+            has_overrides=bool(arguments.overrides),
+            manifest=arguments.manifest,
+            datasets=Path("datasets"),
+            checkpoints=Path("checkpoints"),
+        )
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,264 @@
+"""The folder of an attempt, `results/<run>/attempts/<identity>`, and the records in it besides checkpoints and metrics.
+
+config.yaml        the resolved recipe of the newest start; earlier ones that differed are config.0001.yaml, ...
+launch_info.yaml   a list: each start with its command, host, ranks, git commit, versions, hardware
+job_env.yaml       a list: the scheduler's and the libraries' environment variables at each start
+manifest.json      what came out, once the last step is reached; results/<run>/manifest.json is a copy
+fatal.json         a failure that a retry cannot mend
+stop               made by a person: the run stops after its step, and starts again when it is deleted
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+import yaml
+
+import worldtune
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import digest, read_json, write_json
+from worldtune.recipe.schema import Recipe
+from worldtune.training.config import CONFIG_FILE, config_text, write_config
+from worldtune.training.errors import TemporaryError
+from worldtune.training.inputs import Inputs
+from worldtune.training.metrics import METRICS_FILE, VALIDATION_FILE, Row, read_rows
+from worldtune.training.state import complete_steps, folder_name, read_weights
+from worldtune.training.trainer import CHECKPOINTS
+
+MANIFEST_FORMAT = 1
+MANIFEST = "manifest.json"
+FATAL = "fatal.json"
+ENVIRONMENT_PREFIXES = ("SLURM_", "CUDA_", "NCCL_", "TORCH_", "OMP_")
+SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
+GIT_TIMEOUT_S = 10
+# A bug, a bad input, or a model that does not fit in memory is the same in the next try. Everything else, such as a
+# lost node, a broken file system or a collective that timed out, may not be.
+FINAL_ERRORS = (
+    WorldtuneError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    torch.OutOfMemoryError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """An attempt of a run; its folder need not exist."""
+
+    run: str
+    """Name of the recipe's file."""
+    run_folder: Path
+    """`results/<run>`."""
+    identity: str
+    """What the folder is named after."""
+    recipe: Recipe
+    """The resolved recipe."""
+    inputs: Inputs
+    """What is read."""
+
+    @property
+    def folder(self) -> Path:
+        """The attempt's folder."""
+        return self.run_folder / "attempts" / self.identity
+
+    def finished(self) -> bool:
+        """Return whether the last step was reached, saved and measured."""
+        last = self.recipe.training.max_iter
+        is_measured = any(row["step"] == last for row in read_rows(self.folder / VALIDATION_FILE))
+        return is_measured and last in complete_steps(self.folder / CHECKPOINTS)
+
+    def circumstances(self) -> str:
+        """Return a digest of all that a failure may depend on: recipe, inputs and this library's code."""
+        return digest([self.recipe.model_dump(mode="json"), self.inputs.describe(), _code_digest()])
+
+
+def record_start(attempt: Attempt, *, device: torch.device, world_size: int) -> None:
+    """Write the records of a start; the lease must be held."""
+    folder = attempt.folder
+    config = folder / CONFIG_FILE
+    if config.exists() and config.read_text(encoding="utf-8") != config_text(attempt.recipe):
+        number = len(list(folder.glob("config.[0-9]*.yaml"))) + 1
+        config.rename(folder / f"config.{number:04d}.yaml")
+    write_config(attempt.recipe, folder)
+    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    environment = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(ENVIRONMENT_PREFIXES) and not SECRET.search(name)
+    }
+    _append_yaml(folder / "job_env.yaml", {"time": started, "environment": environment})
+    _append_yaml(
+        folder / "launch_info.yaml",
+        {
+            "time": started,
+            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "host": socket.gethostname(),
+            "world_size": world_size,
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "git": _git_state(),
+            "versions": {
+                "worldtune": importlib.metadata.version("worldtune"),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "cuda": torch.version.cuda,
+            },
+            "hardware": _hardware(device, world_size),
+        },
+    )
+
+
+def write_manifest(attempt: Attempt, path: Path | None) -> None:
+    """Write the attempt's manifest, and a copy at `path`. The attempt must be finished."""
+    folder = attempt.folder
+    step = attempt.recipe.training.max_iter
+    checkpoint = Path(CHECKPOINTS) / folder_name(step)
+    rows = read_rows(folder / METRICS_FILE)
+    start = yaml.safe_load((folder / "launch_info.yaml").read_text(encoding="utf-8"))[-1]
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "run": attempt.run,
+        "identity": attempt.identity,
+        "attempt": f"attempts/{attempt.identity}",
+        "final_step": step,
+        "checkpoint": str(checkpoint),
+        **attempt.inputs.describe(),
+        "hardware": start["hardware"],
+        "torch": start["versions"]["torch"],
+        "git": start["git"],
+        "peak_memory_gb": max(row["peak_memory_gb"] for row in rows),
+        "median_step_s": median(row["step_s"] for row in rows),
+        "tokens_per_s": median(row["tokens_per_s"] for row in rows),
+        "skipped_steps": sum(row["grad_norm"] is None for row in rows),
+        "held_out_loss": _held_out_loss(read_rows(folder / VALIDATION_FILE)),
+        "weights_sha256": _weights_sha256(folder / checkpoint),
+    }
+    write_json(folder / MANIFEST, manifest)
+    if path is not None:
+        write_json(path, manifest)
+
+
+def _held_out_loss(rows: list[Row]) -> dict[str, Any]:
+    """Return the mean over clips by noise level, at the first and the last measured step, for both controls."""
+    result: dict[str, Any] = {}
+    for when, step in (("first", min(row["step"] for row in rows)), ("last", max(row["step"] for row in rows))):
+        for control, suffix in (("own", ""), ("other", "_other_control")):
+            chosen = [row for row in rows if row["step"] == step and row["control"] == control]
+            result[when + suffix] = {
+                f"{sigma:g}": mean(row["loss"] for row in chosen if row["sigma"] == sigma)
+                for sigma in sorted({row["sigma"] for row in chosen})
+            }
+    return result
+
+
+def _weights_sha256(checkpoint: Path) -> str:
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(read_weights(checkpoint, None).items()):
+        hasher.update(name.encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+@contextmanager
+def fatal_recorded(attempt: Attempt) -> Iterator[None]:
+    """Write fatal.json for an error that a retry cannot mend, and let the error through."""
+    try:
+        yield
+    except TemporaryError:
+        raise
+    except FINAL_ERRORS as error:
+        record = {
+            "error": type(error).__name__,
+            "message": str(error),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "circumstances": attempt.circumstances(),
+        }
+        write_json(attempt.folder / FATAL, record)
+        raise
+
+
+def refuse_fatal(attempt: Attempt) -> None:
+    """Raise a WorldtuneError if an earlier try failed under the same recipe, inputs and code.
+
+    A record of other circumstances is moved aside. To try again under the same ones, delete `fatal.json`.
+    """
+    path = attempt.folder / FATAL
+    if not path.exists():
+        return
+    record = read_json(path)
+    if record.get("circumstances") == attempt.circumstances():
+        raise WorldtuneError(
+            f"an earlier try of this attempt failed at {record['time']} in a way that a retry cannot mend, and recipe, "
+            f"inputs and code are the same: {record['error']}: {record['message']}\n"
+            f"When the cause is mended, delete {path} and start again."
+        )
+
+
+def set_fatal_aside(attempt: Attempt) -> None:
+    """Rename a fatal.json of other circumstances; the lease must be held."""
+    path = attempt.folder / FATAL
+    if path.exists():
+        number = len(list(attempt.folder.glob("fatal.[0-9]*.json"))) + 1
+        path.rename(attempt.folder / f"fatal.{number:04d}.json")
+
+
+def _append_yaml(path: Path, entry: Mapping[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(yaml.safe_dump([dict(entry)], sort_keys=False, allow_unicode=True))
+
+
+def _code_digest() -> str:
+    package = Path(worldtune.__file__).parent
+    return digest(
+        {
+            str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(package.rglob("*.py"))
+        }
+    )
+
+
+def _git_state() -> dict[str, Any]:
+    """Return commit and whether the tree differs from it; empty outside a repository or without git."""
+    if shutil.which("git") is None:
+        return {}
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        folder = Path(worldtune.__file__).parent
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=False
+        )
+
+    commit = git("rev-parse", "HEAD")
+    if commit.returncode:
+        return {}
+    return {"commit": commit.stdout.strip(), "is_dirty": bool(git("status", "--porcelain").stdout.strip())}
+
+
+def _hardware(device: torch.device, world_size: int) -> dict[str, Any]:
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
+        "num_processes": world_size,
+        "num_nodes": world_size // local_world_size,
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }

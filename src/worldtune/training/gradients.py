@@ -1,0 +1,131 @@
+"""Float32 gradients of an optimizer step: accumulation, the data-parallel mean, the global norm."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.training.sharding import all_reduce_mean, is_split, local
+
+BUCKET_ELEMENTS = 32 * 1024 * 1024
+REPLICA_TOLERANCE = 0.05
+
+
+class GradientAccumulator:
+    """Sums local gradients in float32 over the micro-steps of an optimizer step.
+
+    A bfloat16 `.grad` that is added to in place would lose what a second micro-step adds, so each micro-step's gradient
+    is taken out of the parameter after its backward pass.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], mesh: DeviceMesh) -> None:
+        """Take the parameters (plain tensors or DTensors) and the mesh with the dimensions data and tensor."""
+        self._parameters = parameters
+        self._mesh = mesh
+        self._names = list(parameters)
+        self._device = next(iter(parameters.values())).device
+        self.sums: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Add the gradients of a backward pass and clear them."""
+        for name, parameter in self._parameters.items():
+            if parameter.grad is None:
+                continue
+            gradient = _local_gradient(parameter)
+            if name in self.sums:
+                self.sums[name] += gradient
+            else:
+                self.sums[name] = gradient.to(torch.float32, copy=True)
+            parameter.grad = None
+
+    @torch.no_grad()
+    def finish(self) -> dict[str, Tensor]:
+        """Return the mean over the data-parallel ranks and forget the sums.
+
+        A parameter has a gradient where any data-parallel rank has one.
+        """
+        sums, self.sums = self.sums, {}
+        if self._mesh["data"].size() == 1:
+            return sums
+        group = self._mesh.get_group("data")
+        present = torch.tensor([float(name in sums) for name in self._names], device=self._device)
+        dist.all_reduce(present, op=dist.ReduceOp.MAX, group=group)
+        chosen = [name for name, flag in zip(self._names, present.tolist(), strict=True) if flag]
+        for name in chosen:
+            if name not in sums:
+                sums[name] = torch.zeros_like(local(self._parameters[name]), dtype=torch.float32)
+        all_reduce_mean((sums[name] for name in chosen), group, BUCKET_ELEMENTS)
+        return {name: sums[name] for name in chosen}
+
+
+def _local_gradient(parameter: nn.Parameter) -> Tensor:
+    gradient = parameter.grad
+    assert gradient is not None
+    if isinstance(parameter, DTensor) and isinstance(gradient, DTensor) and gradient.placements != parameter.placements:
+        # A replicated parameter may come out of the backward pass as partial sums, whose local part is no gradient.
+        gradient = gradient.redistribute(placements=parameter.placements)
+    return local(gradient)
+
+
+@torch.no_grad()
+def global_norm(gradients: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], mesh: DeviceMesh) -> Tensor:
+    """Return the L2 norm over all parameters, each counted once; float32, no axes, on the gradients' device.
+
+    Args:
+        gradients: local gradients after the data-parallel mean.
+        parameters: tells which gradients are parts.
+        mesh: has the dimension tensor.
+    """
+    device = next(iter(parameters.values())).device
+    # [parts, whole]: only the parts are summed over the tensor ranks.
+    squares = torch.zeros(2, dtype=torch.float32, device=device)
+    for index, split in enumerate((True, False)):
+        chosen = [gradient for name, gradient in gradients.items() if is_split(parameters[name]) == split]
+        if chosen:
+            squares[index] = torch.stack(torch._foreach_norm(chosen)).square().sum()
+    if mesh["tensor"].size() > 1:
+        parts = squares[:1]
+        dist.all_reduce(parts, group=mesh.get_group("tensor"))
+    return squares.sum().sqrt()
+
+
+@torch.no_grad()
+def clip(gradients: Mapping[str, Tensor], norm: float, max_norm: float) -> None:
+    """Scale gradients in place so that their norm is at most `max_norm`."""
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1.0:
+        torch._foreach_mul_(list(gradients.values()), factor)
+
+
+@torch.no_grad()
+def check_replicas(gradients: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], mesh: DeviceMesh) -> None:
+    """Check that tensor ranks agree on the gradients of the parameters that each holds whole.
+
+    Raises:
+        WorldtuneError: they differ by more than rounding, so a sum over the tensor ranks is missing in the network;
+            the message names the parameters.
+    """
+    if mesh["tensor"].size() == 1:
+        return
+    group = mesh.get_group("tensor")
+    wrong = []
+    for name, gradient in gradients.items():
+        if is_split(parameters[name]):
+            continue
+        first = gradient.clone()
+        dist.broadcast(first, src=dist.get_global_rank(group, 0), group=group)
+        compared = torch.stack([(gradient - first).norm(), first.norm()])
+        dist.all_reduce(compared, op=dist.ReduceOp.MAX, group=group)
+        difference, norm = compared.tolist()
+        if difference > REPLICA_TOLERANCE * norm:
+            wrong.append(f"{name} (by {difference / norm if norm else float('inf'):.0%})")
+    if wrong:
+        raise WorldtuneError(
+            f"the tensor ranks have different gradients of {len(wrong)} parameters that each holds whole, such as "
+            f"{', '.join(wrong[:3])}. The network's parallel plan misses a sum over the tensor ranks."
+        )

@@ -1,0 +1,109 @@
+"""What a training job reads: the dataset, the split checkpoints and the tokenizer, with the hashes that name them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import digest, read_json
+from worldtune.dataset.clips import Dataset, load_dataset
+from worldtune.recipe.identity import identity
+from worldtune.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitCheckpoint:
+    """A checkpoint that was split over tensor ranks."""
+
+    source: str
+    """Path of the whole checkpoint below checkpoints/."""
+    source_sha256: str
+    """SHA-256 of the whole checkpoint, so that the same weights have one name under every degree."""
+    split_file: Path
+    """`<stem>.split.json` of the recipe's degree; the ranks' files lie beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything that a training job reads."""
+
+    dataset: Dataset
+    base: SplitCheckpoint
+    control: SplitCheckpoint | None
+    """None starts the control branch from the base's first blocks."""
+    tokenizer_name: str
+    """Path of the tokenizer's folder below checkpoints/."""
+    tokenizer: Path
+    """Folder of the video tokenizer."""
+    tokenizer_sha256: str
+    """Digest of the names and hashes of its files."""
+
+    def identity(self, recipe: Recipe, trainer_version: int) -> str:
+        """Return the attempt's identity."""
+        return identity(
+            recipe,
+            base_sha256=self.base.source_sha256,
+            control_sha256=self.control.source_sha256 if self.control else None,
+            tokenizer_sha256=self.tokenizer_sha256,
+            dataset_digest=self.dataset.digest,
+            trainer_version=trainer_version,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return names and hashes for manifests."""
+        checkpoints = {"base": self.base} | ({"control": self.control} if self.control else {})
+        return {
+            "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
+            "checkpoints": {
+                **{
+                    which: {"path": checkpoint.source, "sha256": checkpoint.source_sha256}
+                    for which, checkpoint in checkpoints.items()
+                },
+                "tokenizer": {"path": self.tokenizer_name, "sha256": self.tokenizer_sha256},
+            },
+        }
+
+
+def find_inputs(recipe: Recipe, *, datasets: Path, checkpoints: Path) -> Inputs:
+    """Find what a recipe names.
+
+    Args:
+        recipe: the resolved recipe.
+        datasets: folder of all datasets.
+        checkpoints: folder of all checkpoints.
+
+    Raises:
+        WorldtuneError: something is missing; the message names the target that makes it.
+    """
+    chosen = recipe.checkpoints
+    root = datasets / recipe.data.dataset
+    _require(root / "dataset.json", f"data.dataset = {recipe.data.dataset!r}")
+    file_list = checkpoints / chosen.tokenizer / "files.json"
+    _require(file_list, f"checkpoints.tokenizer = {chosen.tokenizer!r}")
+    return Inputs(
+        dataset=load_dataset(root),
+        base=_find_split(checkpoints, chosen.base, recipe.parallel.tensor, "checkpoints.base"),
+        control=(
+            _find_split(checkpoints, chosen.control, recipe.parallel.tensor, "checkpoints.control")
+            if chosen.control
+            else None
+        ),
+        tokenizer_name=chosen.tokenizer,
+        tokenizer=file_list.parent,
+        tokenizer_sha256=digest(read_json(file_list)),
+    )
+
+
+def _find_split(checkpoints: Path, name: str, degree: int, key: str) -> SplitCheckpoint:
+    source = checkpoints / name
+    split_file = source.parent / f"checkpoints_tp_{degree}" / f"{source.stem}.split.json"
+    _require(split_file, f"{key} = {name!r} with parallel.tensor = {degree}")
+    record = read_json(split_file)
+    if not isinstance(record, dict) or record.get("degree") != degree or "source_sha256" not in record:
+        raise WorldtuneError(f"{split_file} is no split file of degree {degree}. Delete it: `snakemake {split_file}`.")
+    return SplitCheckpoint(source=name, source_sha256=record["source_sha256"], split_file=split_file)
+
+
+def _require(path: Path, key: str) -> None:
+    if not path.is_file():
+        raise WorldtuneError(f"{path} does not exist, which {key} needs. Make it: `snakemake {path}`.")

@@ -1,0 +1,133 @@
+"""The record of a run: JSON lines in the attempt, a line on the console, Weights & Biases as a view."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from worldtune.common.files import write_text
+
+METRICS_FILE = "metrics.jsonl"
+VALIDATION_FILE = "validation.jsonl"
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a file of JSON lines; a missing file is empty and a torn last line is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows in one write, so that a reader sees all of them or, after a crash, at most one torn line."""
+    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def cut_rows(path: Path, last_step: int) -> None:
+    """Remove the rows of steps after `last_step`, which a resumed run makes again."""
+    if path.exists():
+        kept = [row for row in read_rows(path) if row["step"] <= last_step]
+        write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+
+
+class StepClock:
+    """Times the parts of a step: on a GPU by events, so that timing itself does not wait for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start the first part."""
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = [("", self._now())]
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def mark(self, part: str) -> None:
+        """End a part, which began at the mark before."""
+        self._marks.append((part, self._now()))
+
+    def finish(self) -> dict[str, float]:
+        """Return the seconds of each part, summed over marks of one name, and of the step; waits for the device."""
+        if self._cuda:
+            self._marks[-1][1].synchronize()
+        seconds: dict[str, float] = {}
+        for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
+            elapsed = before.elapsed_time(after) / 1000.0 if self._cuda else after - before
+            seconds[f"{part}_s"] = seconds.get(f"{part}_s", 0.0) + elapsed
+        return {**seconds, "step_s": sum(seconds.values())}
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the most memory that was used, in GiB: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # Not on every system; only a CPU run needs it.
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def console_line(row: Row, max_iter: int, remaining_s: float) -> str:
+    """Return a step's line for people."""
+    minutes, seconds = divmod(round(remaining_s), 60)
+    loss, norm = (math.nan if row[key] is None else row[key] for key in ("loss", "grad_norm"))
+    return (
+        f"step {row['step']}/{max_iter}  loss {loss:.4f}  norm {norm:.3f}  "
+        f"lr {row['learning_rate']:.2e}  {row['step_s']:.2f} s/step  {row['tokens_per_s']:,.0f} tokens/s  "
+        f"{row['peak_memory_gb']:.1f} GiB  left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    )
+
+
+class Tracker(Protocol):
+    """A view of the metrics outside the attempt."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Show numbers of a step."""
+        ...
+
+    def finish(self) -> None:
+        """Send what is left."""
+        ...
+
+
+class NullTracker:
+    """Shows nothing."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+
+class WandbTracker:
+    """Weights & Biases; a resumed attempt goes on under the same run id, which is its identity."""
+
+    def __init__(
+        self, *, mode: Literal["online", "offline"], project: str, name: str, identity: str, folder: Path, config: Row
+    ) -> None:
+        """Open the run; `folder` takes its files."""
+        import wandb  # Takes a second and writes folders; a disabled tracker needs neither.
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            mode=mode, project=project, name=name, id=identity, resume="allow", dir=str(folder), config=config
+        )
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Send numbers of a step."""
+        self._run.log(dict(values), step=step)
+
+    def finish(self) -> None:
+        """Close the run."""
+        self._run.finish()

@@ -1,0 +1,186 @@
+"""A training job around the loop: processes, device, attempt, lease, records, manifest."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.parallel.mesh import build_mesh
+from worldtune.recipe.schema import Recipe
+from worldtune.training.attempt import (
+    MANIFEST,
+    Attempt,
+    fatal_recorded,
+    record_start,
+    refuse_fatal,
+    set_fatal_aside,
+    write_manifest,
+)
+from worldtune.training.inputs import Inputs, find_inputs
+from worldtune.training.lease import Lease
+from worldtune.training.metrics import NullTracker, Tracker, WandbTracker
+from worldtune.training.signals import EXIT_STOPPED, StopRequest
+from worldtune.training.task import Task
+from worldtune.training.trainer import VERSION, train
+
+POLL_S = 2.0
+ANNOUNCE_S = 60.0
+logger = logging.getLogger(__name__)
+
+BuildTask = Callable[[Recipe, Inputs, DeviceMesh, torch.device], Task]
+"""Makes a family's task on a mesh; collective over all ranks."""
+
+
+def run_training(
+    recipe: Recipe,
+    run_folder: Path,
+    build_task: BuildTask,
+    *,
+    has_overrides: bool,
+    manifest: Path | None,
+    datasets: Path,
+    checkpoints: Path,
+) -> int:
+    """Train a recipe in this process, one of those that torchrun started; returns the process's exit code.
+
+    Args:
+        recipe: the resolved recipe.
+        run_folder: `results/<run>`; its name is the run's.
+        build_task: makes the family's task.
+        has_overrides: whether the recipe differs from its file; results/<run>/manifest.json is then left alone.
+        manifest: where the manifest goes besides the attempt; None takes results/<run>/manifest.json.
+        datasets: folder of all datasets.
+        checkpoints: folder of all checkpoints.
+
+    Returns:
+        0 after the last step, EXIT_STOPPED (75) when it was asked to stop before.
+
+    Raises:
+        WorldtuneError: see `find_inputs`, `refuse_fatal`, `train`.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        logging.getLogger().setLevel(logging.WARNING)
+    _check_world_size(recipe)
+    inputs = find_inputs(recipe, datasets=datasets, checkpoints=checkpoints)
+    attempt = Attempt(
+        run=run_folder.name,
+        run_folder=run_folder,
+        identity=inputs.identity(recipe, VERSION),
+        recipe=recipe,
+        inputs=inputs,
+    )
+    if manifest is None and not has_overrides:
+        manifest = run_folder / MANIFEST
+    if attempt.finished():
+        if rank == 0:
+            logger.info("%s is at step %d already; nothing to train", attempt.folder, recipe.training.max_iter)
+            write_manifest(attempt, manifest)
+        return 0
+    refuse_fatal(attempt)
+    stop = StopRequest(attempt.folder)
+    if stop.reason() is not None:
+        logger.warning("not starting: %s", stop.reason())
+        return EXIT_STOPPED
+    with fatal_recorded(attempt):
+        exit_code = _train_under_lease(attempt, build_task, stop, manifest)
+    # Not after an error: the other ranks are then in a collective that this one will never join; torchrun ends them.
+    dist.destroy_process_group()
+    return exit_code
+
+
+def _train_under_lease(attempt: Attempt, build_task: BuildTask, stop: StopRequest, manifest: Path | None) -> int:
+    recipe = attempt.recipe
+    device = _device(recipe)
+    mesh = build_mesh(device.type, recipe.parallel.data, recipe.parallel.tensor)
+    is_main = dist.get_rank() == 0
+    attempt.folder.mkdir(parents=True, exist_ok=True)
+    lease = Lease(attempt.folder) if is_main else None
+    tracker: Tracker = NullTracker()
+    try:
+        if not _acquire(lease, attempt, stop):
+            return EXIT_STOPPED
+        if is_main:
+            set_fatal_aside(attempt)
+            record_start(attempt, device=device, world_size=recipe.world_size)
+            tracker = _tracker(attempt)
+        task = build_task(recipe, attempt.inputs, mesh, device)
+        result = train(recipe, task, attempt.folder, mesh=mesh, device=device, stop=stop, lease=lease, tracker=tracker)
+        if result.stopped is not None:
+            logger.warning("stopped after step %d of %d: %s", result.step, recipe.training.max_iter, result.stopped)
+            return EXIT_STOPPED
+        if is_main:
+            write_manifest(attempt, manifest)
+            logger.info("trained %d steps; step %d is the last", result.new_steps, result.step)
+        dist.barrier()
+        return 0
+    finally:
+        tracker.finish()
+        if lease is not None:
+            lease.release()
+
+
+def _acquire(lease: Lease | None, attempt: Attempt, stop: StopRequest) -> bool:
+    """Wait on all ranks until rank 0 has the lease; returns False if a rank was asked to stop before.
+
+    The ranks meet every few seconds, since one long wait in a collective would end in its timeout.
+    """
+    announced = -ANNOUNCE_S
+    while True:
+        holder = [lease.try_acquire() if lease is not None else None]
+        dist.broadcast_object_list(holder, src=0)
+        if holder[0] is None:
+            return True
+        flags: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(flags, stop.reason())
+        if any(flags):
+            logger.warning("stopped while waiting for %s, which holds %s", holder[0], attempt.folder)
+            return False
+        if time.monotonic() - announced >= ANNOUNCE_S:
+            announced = time.monotonic()
+            logger.info("waiting: %s holds %s", holder[0], attempt.folder)
+        time.sleep(POLL_S)
+
+
+def _tracker(attempt: Attempt) -> Tracker:
+    logging_config = attempt.recipe.logging
+    if logging_config.wandb == "disabled":
+        return NullTracker()
+    return WandbTracker(
+        mode=logging_config.wandb,
+        project=logging_config.wandb_project,
+        name=attempt.run,
+        identity=attempt.identity,
+        folder=attempt.folder,
+        config=attempt.recipe.model_dump(mode="json"),
+    )
+
+
+def _device(recipe: Recipe) -> torch.device:
+    wanted = recipe.training.device
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise WorldtuneError(
+            f"process {index} of this node has no GPU: {count} are visible. Start at most one process a GPU "
+            "(--processes-per-node), or set training.device = cpu."
+        )
+    return torch.device("cuda", index)
+
+
+def _check_world_size(recipe: Recipe) -> None:
+    found = int(os.environ.get("WORLD_SIZE", "1"))
+    if found != recipe.world_size:
+        raise WorldtuneError(
+            f"the recipe needs {recipe.world_size} processes (parallel.tensor = {recipe.parallel.tensor} x "
+            f"parallel.data = {recipe.parallel.data}), but {found} were started. Use torchrun "
+            f"--nproc_per_node={recipe.world_size}, or change the degrees (-- parallel.tensor=... parallel.data=...)."
+        )
