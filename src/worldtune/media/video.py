@@ -19,6 +19,11 @@ from av.error import FFmpegError
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path
 
+OPEN_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
+}
+"""What ffmpeg may open: formats of one file that holds the video. A playlist could name any file or address."""
 RATE_TOLERANCE = 0.1
 """Largest departure of one frame's duration from the usual one, as a part of it, in a constant-rate video."""
 
@@ -108,7 +113,7 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
     if path.stat().st_size == 0:
         raise EmptyVideoError(f"{path} has 0 bytes; expected a video. Fetch or render it again.")
     try:
-        with av.open(path, metadata_errors="replace") as container:
+        with av.open(path, metadata_errors="replace", options=OPEN_OPTIONS) as container:
             if not container.streams.video:
                 raise UndecodableVideoError(f"{path} has no video stream. Remove it, or give a video.")
             yield container

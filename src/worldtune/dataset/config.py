@@ -1,0 +1,173 @@
+"""What config/config.yaml may say of a dataset: unknown keys are errors, a description under each field."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.dataset.clips import CONTROL_SUFFIXES
+from worldtune.recipe.project import read_config
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+MAX_SHARDS = 9999
+"""Shards are named by four digits."""
+
+
+class DatasetConfig(BaseModel):
+    """One dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    kind: Literal["folder", "synthetic", "hdvila"]
+    """Where the videos come from: a folder of yours, rendered scenes, or the HD-VILA download."""
+    path: str = ""
+    """Folder of the videos (kind folder), searched with its subfolders. Hidden names and subfolders that are named
+    after a control (depth, seg, ...) are passed over; those hold the given controls, as depth/NAME.mp4 beside NAME.mp4.
+    """
+    captions: str = ""
+    """List of captions (kind folder), .csv or .jsonl with the columns video (path below `path`), caption and, where a
+    video is cut into clips, start_s and end_s. Videos outside the list take NAME.txt, or "caption" of NAME.json, beside
+    them; so do all where this is empty."""
+    num_shards: PositiveInt = Field(le=MAX_SHARDS)
+    """Jobs of each stage. A few hundred clips a shard are a good number; a change makes every manifest again, but no
+    clip whose file is there."""
+    held_out_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
+    """Share of the clips that are kept out of training; at least one is."""
+    min_clips: int = Field(default=2, ge=2)
+    """Usable clips without which the dataset is not fit to train on."""
+    min_frames: PositiveInt = 121
+    """Clips with fewer frames are not used."""
+    controls: tuple[str, ...] = ("edge",)
+    """Controls that every clip must have: edge is computed, the others are given beside the videos."""
+    text_encoder: str = "google-t5/t5-11b"
+    """T5 encoder for the captions, as a folder below checkpoints/."""
+    text_max_tokens: PositiveInt = 512
+    """Longer captions are cut to this number of tokens."""
+    num_clips: PositiveInt | None = None
+    """Scenes to render (kind synthetic)."""
+    seed: NonNegativeInt = 0
+    """Seed of the scenes (kind synthetic)."""
+    num_frames: PositiveInt = 33
+    """Frames of each scene (kind synthetic)."""
+    width: PositiveInt = Field(default=320, multiple_of=2)
+    """Pixels of a row (kind synthetic)."""
+    height: PositiveInt = Field(default=192, multiple_of=2)
+    """Rows of a frame (kind synthetic)."""
+    fps: PositiveFloat = 24.0
+    """Frames a second (kind synthetic)."""
+
+    @field_validator("controls")
+    @classmethod
+    def _known_controls(cls, controls: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in controls:
+            if kind not in CONTROL_SUFFIXES:
+                raise ValueError(f"there is no control {kind!r}{_suggest(kind, CONTROL_SUFFIXES)}")
+        if len(set(controls)) < len(controls):
+            raise ValueError("a control is named twice")
+        return controls
+
+    @field_validator("text_encoder")
+    @classmethod
+    def _repository(cls, name: str) -> str:
+        parts = name.split("/")
+        if not all(parts) or any(part in (".", "..") for part in parts):
+            raise ValueError(f"{name!r} is no folder below checkpoints/, such as google-t5/t5-11b")
+        return name
+
+    @model_validator(mode="after")
+    def _keys_of_kind(self) -> Self:
+        keys = {
+            "folder": {"path", "captions"},
+            "synthetic": {"num_clips", "seed", "num_frames", "width", "height", "fps"},
+            "hdvila": set[str](),
+        }
+        for kind, names in keys.items():
+            foreign = sorted(names & self.model_fields_set) if kind != self.kind else []
+            if foreign:
+                raise ValueError(f"{', '.join(foreign)} belongs to kind {kind!r}, but the kind is {self.kind!r}")
+        if self.kind == "folder" and not self.path:
+            raise ValueError("kind 'folder' needs path, the folder of the videos")
+        if self.captions and Path(self.captions).suffix not in (".csv", ".jsonl"):
+            raise ValueError(f"captions: {self.captions!r} must end in .csv or .jsonl")
+        if self.kind == "synthetic" and self.num_clips is None:
+            raise ValueError("kind 'synthetic' needs num_clips")
+        return self
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else f"; expected one of {', '.join(sorted(known))}"
+
+
+def parse_datasets(values: Any, where: str) -> dict[str, DatasetConfig]:
+    """Check the table `datasets`.
+
+    Args:
+        values: dataset name -> table of keys.
+        where: the file, for the messages.
+
+    Raises:
+        WorldtuneError: a name or key is wrong; the message names all of them.
+    """
+    if not isinstance(values, Mapping):
+        raise WorldtuneError(f"{where}: datasets must be a table of dataset names.")
+    datasets: dict[str, DatasetConfig] = {}
+    problems: list[str] = []
+    for name, table in values.items():
+        if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
+            problems.append(f"{name!r}: a dataset's name is made of letters, digits, _ and -")
+            continue
+        try:
+            datasets[name] = DatasetConfig.model_validate(table)
+        except ValidationError as error:
+            problems += [f"{name}.{_describe(detail)}" for detail in error.errors()]
+    if problems:
+        raise WorldtuneError(f"{where}, datasets:\n  " + "\n  ".join(problems))
+    return datasets
+
+
+def _describe(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: there is no such key{_suggest(key, DatasetConfig.model_fields)}"
+    return f"{key}: {detail['msg']}" if key else str(detail["msg"])
+
+
+def load_datasets(path: Path) -> dict[str, DatasetConfig]:
+    """Return the datasets of a project's config file by name; `${oc.env:NAME}` in it is resolved.
+
+    Raises:
+        WorldtuneError: the file is missing or wrong; the message names the keys.
+    """
+    return parse_datasets(read_config(Path(path)).get("datasets", {}), str(path))
+
+
+def find_dataset(path: Path, name: str) -> DatasetConfig:
+    """Return one dataset of a project's config file.
+
+    Raises:
+        WorldtuneError: the file is wrong or has no such dataset.
+    """
+    datasets = load_datasets(path)
+    if name not in datasets:
+        raise WorldtuneError(f"{path} has no dataset {name!r}{_suggest(name, datasets)}.")
+    return datasets[name]
+
+
+def source_folder(name: str, config: DatasetConfig, datasets: Path = Path("datasets")) -> Path:
+    """Return the folder of a dataset's source videos; rendered and downloaded ones lie in datasets/<name>/source."""
+    return Path(config.path) if config.kind == "folder" else datasets / name / "source"

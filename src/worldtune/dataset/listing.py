@@ -1,0 +1,352 @@
+"""What a dataset's source holds, listed when the workflow is parsed and again when a job starts.
+
+Names, sizes and times of the videos, and hashes of the captions: each shard's job records its slice, so that one edited
+caption or one added file starts one job again. Nothing is decoded here.
+"""
+
+import csv
+import functools
+import hashlib
+import json
+import math
+import os
+import posixpath
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.dataset.clips import CONTROL_SUFFIXES, shard_names, shard_of
+from worldtune.dataset.config import DatasetConfig, source_folder
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
+CAPTION_SUFFIXES = (".txt", ".json")
+"""Suffixes of a caption beside its video; the first that is there is taken."""
+COMPUTED_CONTROLS = frozenset({"edge"})
+"""Controls that are made from the video; the others are given."""
+MAX_CAPTION_BYTES = 1 << 20
+LIST_COLUMNS = frozenset({"video", "caption", "start_s", "end_s"})
+
+VideoRow = list[Any]
+"""[key, size, mtime_ns, start_s, end_s]; size and time are None where there is no file yet, or none at all."""
+CaptionRow = list[Any]
+"""[key, start_s, end_s, sha256 of the caption, or None where there is none]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionText:
+    """What was read as a caption."""
+
+    text: str | None
+    """The caption without the white space around it; None where it cannot be read."""
+    problem: str = ""
+    """Why it cannot be read."""
+    content_sha256: str
+    """SHA-256 of the text, or of the file's bytes where those are no text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceClip:
+    """One clip of the source, or a caption that has no video."""
+
+    key: str
+    """Path of the video below the source folder, or of the caption where that is alone."""
+    start_s: float | None = None
+    end_s: float | None = None
+    size: int | None = None
+    mtime_ns: int | None = None
+    caption: str | None = None
+    """The caption where a list gives it."""
+    caption_key: str | None = None
+    """The file beside the video that holds the caption."""
+
+    @property
+    def has_video(self) -> bool:
+        """Whether the key names a video, there or not."""
+        return self.key != self.caption_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The clips of a dataset's source by shard."""
+
+    source: Path
+    shards: dict[str, tuple[SourceClip, ...]]
+    """Sorted by key and time within each shard."""
+    from_config: bool
+    """Whether the list was made from the configuration alone; the files may not be there yet."""
+    _captions: dict[str, list[CaptionRow]] = field(default_factory=dict, repr=False, compare=False)
+
+    def clips(self, shard: str) -> tuple[SourceClip, ...]:
+        """Return the clips of a shard.
+
+        Raises:
+            WorldtuneError: the dataset has no such shard.
+        """
+        if shard not in self.shards:
+            raise WorldtuneError(f"there is no shard {shard!r}; shards are {shard_range(len(self.shards))}.")
+        return self.shards[shard]
+
+    def videos(self, shard: str) -> list[VideoRow]:
+        """Return what the job that reads the videos of a shard depends on."""
+        return [
+            [clip.key, clip.size, clip.mtime_ns, clip.start_s, clip.end_s]
+            for clip in self.clips(shard)
+            if clip.has_video
+        ]
+
+    def captions(self, shard: str) -> list[CaptionRow]:
+        """Return what the job that reads the captions of a shard depends on; reads the caption files once."""
+        if shard not in self._captions:
+            rows = []
+            for clip in self.clips(shard):
+                found = None if self.from_config else read_caption(self.source, clip)
+                rows.append([clip.key, clip.start_s, clip.end_s, found.content_sha256 if found else None])
+            self._captions[shard] = rows
+        return self._captions[shard]
+
+    def controls(self, shard: str, kind: str) -> list[VideoRow]:
+        """Return the given control files of a shard as [key, size, mtime_ns]; empty for a control that is computed."""
+        if kind in COMPUTED_CONTROLS or self.from_config:
+            return []
+        rows = []
+        for key in sorted({clip.key for clip in self.clips(shard) if clip.has_video}):
+            status = _status(self.source / control_key(key, kind))
+            rows.append([control_key(key, kind), *_size_and_time(status)])
+        return rows
+
+
+def shard_range(num_shards: int) -> str:
+    """Return the names of a dataset's shards as a text."""
+    names = shard_names(num_shards)
+    return names[0] if num_shards == 1 else f"{names[0]} to {names[-1]}"
+
+
+def control_key(key: str, kind: str) -> str:
+    """Return where the given control of a video lies: KIND/NAME beside the video."""
+    folder, _, name = key.rpartition("/")
+    return posixpath.join(folder, kind, posixpath.splitext(name)[0] + CONTROL_SUFFIXES[kind])
+
+
+@functools.cache
+def list_dataset(name: str, config: DatasetConfig, datasets: Path = Path("datasets")) -> Listing:
+    """List a dataset's source; listed once a process.
+
+    A folder that does not exist lists as empty, so that the graph can be looked at before the data are there.
+
+    Raises:
+        WorldtuneError: the list of captions is wrong, or a name is no UTF-8.
+    """
+    source = source_folder(name, config, datasets)
+    if config.kind == "folder":
+        clips = _list_folder(source, Path(config.captions) if config.captions else None)
+    elif config.kind == "synthetic":
+        # Imported here, since it needs the renderer, which other datasets do not.
+        from worldtune.demo.scenes import scene_names
+
+        clips = [
+            SourceClip(key=f"{scene}.mp4", caption_key=f"{scene}.txt") for scene in scene_names(config.num_clips or 0)
+        ]
+    else:
+        clips = []
+    shards: dict[str, list[SourceClip]] = {shard: [] for shard in shard_names(config.num_shards)}
+    for clip in sorted(clips, key=lambda clip: (clip.key, clip.start_s or 0.0, clip.end_s or 0.0)):
+        shards[shard_of(clip.key, config.num_shards)].append(clip)
+    return Listing(
+        source=source,
+        shards={shard: tuple(clips) for shard, clips in shards.items()},
+        from_config=config.kind != "folder",
+    )
+
+
+def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the files below a folder with their keys; links to folders are followed, but none twice."""
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    folders = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                if entry.name not in CONTROL_SUFFIXES:
+                    folders.append(entry.name)
+            else:
+                yield prefix + entry.name, entry
+    for name in sorted(folders):
+        yield from _walk(os.path.join(folder, name), f"{prefix}{name}/", seen)
+
+
+def _list_folder(source: Path, caption_list: Path | None) -> list[SourceClip]:
+    if not source.is_dir():
+        return []
+    videos: dict[str, tuple[int | None, int | None]] = {}
+    captions: set[str] = set()
+    for key, entry in _walk(str(source), "", set()):
+        suffix = posixpath.splitext(key)[1].lower()
+        if suffix in VIDEO_SUFFIXES:
+            videos[key] = _size_and_time(_status(entry))
+        elif suffix in CAPTION_SUFFIXES:
+            captions.add(key)
+        else:
+            continue
+        _check_name(source, key)
+    clips = []
+    listed = _read_list(source, caption_list) if caption_list else []
+    for clip in listed:
+        size, mtime_ns = videos.get(clip.key, (None, None))
+        clips.append(SourceClip(**{**vars(clip), "size": size, "mtime_ns": mtime_ns}))
+    in_list = {clip.key for clip in listed}
+    stems = {posixpath.splitext(key)[0] for key in (*videos, *in_list)}
+    for key, (size, mtime_ns) in videos.items():
+        if key not in in_list:
+            stem = posixpath.splitext(key)[0]
+            beside = next((stem + suffix for suffix in CAPTION_SUFFIXES if stem + suffix in captions), None)
+            clips.append(SourceClip(key=key, size=size, mtime_ns=mtime_ns, caption_key=beside))
+    ours = None if caption_list is None else os.path.abspath(caption_list)
+    for key in captions:
+        if posixpath.splitext(key)[0] not in stems and os.path.abspath(source / key) != ours:
+            clips.append(SourceClip(key=key, caption_key=key))
+    return clips
+
+
+def _status(file: Path | os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:
+        # A link to nothing: the job that reads the file will say so.
+        return None
+
+
+def _size_and_time(status: os.stat_result | None) -> tuple[int | None, int | None]:
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return None, None
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_name(source: Path, key: str) -> None:
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise WorldtuneError(f"{source} has a file whose name is no UTF-8: {key!a}. Rename it.") from error
+
+
+def read_caption(source: Path, clip: SourceClip) -> CaptionText | None:
+    """Return the caption of a clip, from the list or from the file beside its video; None where there is neither."""
+    if clip.caption is not None:
+        return _caption_text(clip.caption)
+    if clip.caption_key is None:
+        return None
+    path = source / clip.caption_key
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_CAPTION_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return CaptionText(text=None, problem=f"caption unreadable: {error.strerror}", content_sha256="unreadable")
+    try:
+        if len(data) > MAX_CAPTION_BYTES:
+            raise ValueError(f"it is larger than {MAX_CAPTION_BYTES} bytes")
+        text = data.decode("utf-8-sig")
+        if clip.caption_key.endswith(".json"):
+            record = json.loads(text)
+            if not isinstance(record, dict) or not isinstance(record.get("caption"), str):
+                raise ValueError('it has no text "caption"')
+            text = record["caption"]
+        return _caption_text(text)
+    # RecursionError: JSON may be nested without end.
+    except (ValueError, RecursionError) as error:
+        problem = "it is no UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        return CaptionText(
+            text=None, problem=f"caption unreadable: {problem}", content_sha256=hashlib.sha256(data).hexdigest()
+        )
+
+
+def _caption_text(text: str) -> CaptionText:
+    text = text.strip()
+    try:
+        return CaptionText(text=text, content_sha256=hashlib.sha256(text.encode()).hexdigest())
+    except UnicodeEncodeError:
+        # JSON can spell half a character.
+        raw = text.encode("utf-8", errors="surrogatepass")
+        return CaptionText(
+            text=None, problem="caption unreadable: it is no Unicode", content_sha256=hashlib.sha256(raw).hexdigest()
+        )
+
+
+def _read_list(source: Path, path: Path) -> list[SourceClip]:
+    clips: dict[tuple[str, float | None, float | None], int] = {}
+    found = []
+    for line, record in _list_records(path):
+        where = f"{path}, line {line}"
+        unknown = sorted(str(key) for key in record if key not in LIST_COLUMNS)
+        if unknown:
+            raise WorldtuneError(f"{where}: unknown column {unknown[0]!r}; expected {', '.join(sorted(LIST_COLUMNS))}.")
+        video, caption = record.get("video"), record.get("caption")
+        if not isinstance(video, str) or not video.strip():
+            raise WorldtuneError(f"{where}: video is {video!r}; expected a path below {source}.")
+        if caption is not None and not isinstance(caption, str):
+            raise WorldtuneError(f"{where}: caption is {caption!r}; expected a text.")
+        key = posixpath.normpath(video.strip())
+        if posixpath.isabs(key) or key.split("/")[0] == ".." or not key.isprintable():
+            raise WorldtuneError(f"{where}: video {video!r} is no path below {source}.")
+        start_s, end_s = _seconds(record.get("start_s"), where), _seconds(record.get("end_s"), where)
+        if (start_s is None) != (end_s is None) or (start_s is not None and end_s is not None and end_s <= start_s):
+            raise WorldtuneError(
+                f"{where}: start_s {start_s} and end_s {end_s}; expected both, the end after the start."
+            )
+        if (key, start_s, end_s) in clips:
+            raise WorldtuneError(f"{where}: the same clip as in line {clips[key, start_s, end_s]}. Remove one.")
+        clips[key, start_s, end_s] = line
+        found.append(SourceClip(key=key, start_s=start_s, end_s=end_s, caption=caption or ""))
+    return found
+
+
+def _list_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".csv":
+                reader = csv.DictReader(file, strict=True)
+                for record in reader:
+                    if None in record or None in record.values():
+                        raise WorldtuneError(
+                            f"{path}, line {reader.line_num}: it has more or fewer cells than the head."
+                        )
+                    yield reader.line_num, dict(record)
+            else:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield number, _json_record(path, number, line)
+    except FileNotFoundError as error:
+        raise WorldtuneError(f"{path} does not exist; it is the dataset's list of captions. Mend the path.") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise WorldtuneError(f"{path}, the dataset's list of captions, cannot be read: {error}.") from error
+
+
+def _json_record(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise WorldtuneError(f"{path}, line {number} is no JSON ({error}).") from error
+    if not isinstance(record, dict):
+        raise WorldtuneError(f"{path}, line {number} is no JSON object.")
+    return record
+
+
+def _seconds(value: object, where: str) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
+        seconds = float(value)
+    except ValueError as error:
+        raise WorldtuneError(f"{where}: {value!r} is no time in seconds.") from error
+    if not math.isfinite(seconds) or seconds < 0:
+        raise WorldtuneError(f"{where}: {value!r} is no time in seconds.")
+    return seconds
