@@ -1,4 +1,4 @@
-"""The one table of tensor-parallel split axes, read by the layers, the checkpoint splitter, the joiner and the tests."""
+"""The one table of tensor-parallel split axes, read by layers, checkpoint splitter and joiner, and tests."""
 
 SPLIT_DIMS: dict[str, int] = {
     "to_q.0.weight": 0,
@@ -12,7 +12,7 @@ SPLIT_DIMS: dict[str, int] = {
 
 
 def split_dim(key: str) -> int | None:
-    """Return the axis along which the parameter `key` is split over a tensor-parallel group; None: every rank has it all.
+    """Return the axis along which tensor-parallel ranks split the parameter `key`; None where each rank has it whole.
 
     `key` may carry any prefix (`net.`, `base_model.net.`).
     """

@@ -28,7 +28,7 @@ def build_mesh(device_type: str, data: int, tensor: int) -> DeviceMesh:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if dist.get_world_size() != data * tensor:
         raise WorldtuneError(
-            f"{dist.get_world_size()} processes were started, but parallel.data = {data} and parallel.tensor = {tensor} need "
-            f"{data * tensor}. Start them with torchrun --nproc-per-node {data * tensor}, or change the degrees."
+            f"{dist.get_world_size()} processes were started; parallel.data = {data} and parallel.tensor = {tensor} "
+            f"need {data * tensor}. Start them with torchrun --nproc-per-node {data * tensor}, or change the degrees."
         )
     return init_device_mesh(device_type, (data, tensor), mesh_dim_names=("data", "tensor"))

@@ -1,8 +1,8 @@
 """Where tensor-parallel and sequence-parallel layers exchange tokens, as functions that autograd knows.
 
-Tokens lie on dim 0 ([L, B, D]). Under sequence parallelism each rank holds one of `size` equal, contiguous chunks of them
-outside attention and MLP. Every replicated parameter's gradient is complete on every rank after backward: where a value
-is used on a part of the tokens or of the heads only, its gradient is summed on the spot.
+Tokens lie on dim 0 ([L, B, D]). Under sequence parallelism each rank holds one of `size` equal, contiguous chunks of
+them outside attention and MLP. Every replicated parameter's gradient is complete on every rank after backward: where a
+value is used on a part of the tokens or of the heads only, its gradient is summed on the spot.
 """
 
 from typing import Any
@@ -14,27 +14,31 @@ from torch.distributed.tensor import DTensor
 
 from worldtune.common.errors import WorldtuneError
 
+# torch 2.13 renamed both and warns at each use of the old names; earlier releases know the old ones only.
+_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def local(parameter: Tensor) -> Tensor:
     """Return this rank's piece of a parameter; a plain tensor is returned as it is."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
-def _all_gather(x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
+def _all_gather(x: Tensor, group: dist.ProcessGroup | None, size: int) -> Tensor:
     x = x.contiguous()
     out = x.new_empty((x.shape[0] * size, *x.shape[1:]))
-    dist.all_gather_into_tensor(out, x, group=group)
+    _all_gather_single(out, x, group=group)
     return out
 
 
-def _reduce_scatter(x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
+def _reduce_scatter(x: Tensor, group: dist.ProcessGroup | None, size: int) -> Tensor:
     x = x.contiguous()
     out = x.new_empty((x.shape[0] // size, *x.shape[1:]))
-    dist.reduce_scatter_tensor(out, x, group=group)
+    _reduce_scatter_single(out, x, group=group)
     return out
 
 
-def _all_reduce(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _all_reduce(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     # Collectives work in place, and x may be needed by others.
     x = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(x, group=group)
@@ -138,7 +142,7 @@ class TokenParallel:
         if self.sequence and num_tokens % self.size:
             raise WorldtuneError(
                 f"{num_tokens} tokens cannot be cut into {self.size} equal chunks for sequence parallelism: choose "
-                "another data.resolution or data.num_frames, a parallel.tensor that divides it, or parallel.sequence = false."
+                "another size or number of frames, a parallel.tensor that divides them, or parallel.sequence = false."
             )
 
     def scatter(self, x: Tensor) -> Tensor:

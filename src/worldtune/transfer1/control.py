@@ -3,6 +3,7 @@
 Shapes: B batch, T H W latent frames, height and width, L tokens (a rank's own under sequence parallelism), D width.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -63,8 +64,9 @@ class ControlNetwork(DiffusionTransformer):
 
         Args:
             hint: latents of the control input [B, C, T, H, W]; fewer than hint_channels are filled up with zeros.
-            control_weight: factor on all residuals: one number, or one a sample [B] (0 leaves the branch out of a sample).
-            features: filled with "guided_hint" and each control block's output [L, B, D] by block name, before the hint.
+            control_weight: factor on all residuals: a number, or one a sample [B] (0 leaves the branch out of it).
+            features: filled with "guided_hint" and, by block name, each control block's output before the hint is
+                added; all [L, B, D].
             x: see BaseNetwork.forward, as for all others.
             timesteps: see there.
             crossattn_emb: see there.
@@ -109,7 +111,7 @@ class ControlNetwork(DiffusionTransformer):
         missing = self.config.hint_channels - hint.shape[1]
         if missing < 0:
             raise WorldtuneError(
-                f"The control input has {hint.shape[1]} latent channels, and the branch takes {self.config.hint_channels}."
+                f"The control input has {hint.shape[1]} channels; the branch takes {self.config.hint_channels}."
             )
         batch, _, num_frames, height, width = hint.shape
         filled = hint.new_zeros(batch, missing, num_frames, height, width)
@@ -188,7 +190,7 @@ def copy_base_weights(base: BaseNetwork, control: ControlNetwork) -> list[str]:
 
 def _hint_layers(width: int) -> Iterator[nn.Module]:
     widths = (width, *HINT_WIDTHS)
-    for channels_in, channels_out in zip(widths[:-1], widths[1:], strict=True):
+    for channels_in, channels_out in itertools.pairwise(widths):
         yield TokenLinear(channels_in, channels_out)
         yield nn.SiLU()
     yield TokenLinear(widths[-1], width)

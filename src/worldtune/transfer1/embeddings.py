@@ -1,6 +1,7 @@
 """What comes into the token stream: patches, absolute positions, the noise level.
 
-Shapes: B batch, C channels, T H W latent frames, height and width, t h w the same in patches, L = t*h*w tokens, D width.
+Shapes: B batch, C channels, T H W latent frames, height and width, t h w the same in patches, L = t*h*w tokens, D
+width.
 """
 
 import math
@@ -84,18 +85,17 @@ class LearnedPositions(nn.Module):
             WorldtuneError: the grid is larger than the tables.
         """
         t, h, w = grid[0] // num_views, grid[1], grid[2]
-        if any(
-            n > len(table) for n, table in zip((t, h, w), (self.pos_emb_t, self.pos_emb_h, self.pos_emb_w), strict=True)
-        ):
+        if t > len(self.pos_emb_t) or h > len(self.pos_emb_h) or w > len(self.pos_emb_w):
+            tables = f"{len(self.pos_emb_t)} x {len(self.pos_emb_h)} x {len(self.pos_emb_w)}"
             raise WorldtuneError(
-                f"A grid of {t} x {h} x {w} patches is larger than the network's position tables of {len(self.pos_emb_t)} x "
-                f"{len(self.pos_emb_h)} x {len(self.pos_emb_w)}: lower data.num_frames or data.resolution."
+                f"A grid of {t} x {h} x {w} patches is larger than the network's position tables of {tables}: lower "
+                "data.num_frames or data.resolution."
             )
-        tables = [
+        by_t, by_h, by_w = (
             self.parallel.sum_gradient_over_tokens(local(table))
             for table in (self.pos_emb_t, self.pos_emb_h, self.pos_emb_w)
-        ]
-        full = tables[0][:t, None, None] + tables[1][None, :h, None] + tables[2][None, None, :w]
+        )
+        full = by_t[:t, None, None] + by_h[None, :h, None] + by_w[None, None, :w]
         positions = self.parallel.own_chunk(full.flatten(0, 2).repeat(num_views, 1))
         return normalised(positions)[:, None]
 
@@ -147,9 +147,8 @@ class Timesteps(nn.Module):
         """Return [B, D] for `timesteps` [B], computed in float32 or better, in the dtype of `timesteps`."""
         half = self.width // 2
         dtype = torch.promote_types(timesteps.dtype, torch.float32)
-        frequencies = torch.exp(
-            -math.log(LONGEST_PERIOD) * torch.arange(half, dtype=dtype, device=timesteps.device) / half
-        )
+        index = torch.arange(half, dtype=dtype, device=timesteps.device)
+        frequencies = torch.exp(-math.log(LONGEST_PERIOD) * index / half)
         angles = timesteps[:, None].to(dtype) * frequencies
         return torch.cat((angles.cos(), angles.sin()), dim=-1).to(timesteps.dtype)
 
@@ -172,5 +171,5 @@ class ViewEmbedding(nn.Embedding):
     """A vector for each camera."""
 
     def forward(self, indices: Tensor) -> Tensor:
-        """Return [..., channels] for whole-numbered `indices` of any dtype; larger ones than the table has take its last row."""
+        """Return [..., channels] for whole-numbered `indices` of any dtype; too large ones take the last row."""
         return nn.functional.embedding(indices.long().clamp(max=self.num_embeddings - 1), local(self.weight))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.parallel.shards import fill, shard_dim
+from worldtune.parallel.shards import fill
+from worldtune.parallel.tokens import local
 from worldtune.transfer1.control import ControlNetwork
 from worldtune.transfer1.logvar import LogVariance
 from worldtune.transfer1.network import DiffusionTransformer
@@ -40,7 +41,7 @@ class LoadReport:
         missing = [name for name in self.missing if name not in set(allow_missing)]
         unexpected = [name for name in self.unexpected if not name.startswith(tuple(allow_unexpected))]
         shapes = [
-            f"{name} is {found} in the file and {wanted} in the network" for name, found, wanted in self.shape_changed
+            f"{name} is {found} in the file, {wanted} in the network" for name, found, wanted in self.shape_changed
         ]
         kinds = (("missing in the file", missing), ("unknown to the network", unexpected), ("of another shape", shapes))
         return [f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds if names]
@@ -124,7 +125,7 @@ def _compare(module: nn.Module, own: Mapping[str, Tensor], dropped: int) -> Load
     for name, target in wanted.items():
         if name not in own:
             continue
-        if _piece_kind(target, own[name]) is None:
+        if not _fits(target, own[name]):
             shape_changed.append((name, tuple(own[name].shape), tuple(target.shape)))
         else:
             loaded.append(name)
@@ -137,12 +138,8 @@ def _compare(module: nn.Module, own: Mapping[str, Tensor], dropped: int) -> Load
     )
 
 
-def _piece_kind(target: Tensor, found: Tensor) -> str | None:
-    if found.shape == target.shape:
-        return "full"
-    if shard_dim(target) is not None and found.shape == target.to_local().shape:  # type: ignore[operator]
-        return "piece"
-    return None
+def _fits(target: Tensor, found: Tensor) -> bool:
+    return found.shape in (target.shape, local(target).shape)
 
 
 @torch.no_grad()
@@ -156,10 +153,8 @@ def _load(
     problems = report.fatal(allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     if problems:
         raise WorldtuneError(
-            f"The checkpoint does not fit the {type(module).__name__}. Tensors "
-            + "; ".join(problems)
-            + ". Check that the "
-            "recipe's network and the file belong together, and that a split file was made for this tensor-parallel degree "
+            f"The checkpoint does not fit the {type(module).__name__}. Tensors {'; '.join(problems)}. Check that the "
+            "recipe's network and the file belong together, and that a split file was made for this degree "
             "(src/scripts/split_checkpoint.py)."
         )
     targets = module.state_dict()
@@ -167,10 +162,10 @@ def _load(
         raise WorldtuneError("The network has no memory yet: call to_empty(device=...) before filling it.")
     for name in report.loaded:
         target = targets[name]
-        if _piece_kind(target, own[name]) == "piece":
-            target.to_local().copy_(own[name])  # type: ignore[operator]
-        else:
+        if own[name].shape == target.shape:
             fill(target, own[name], name)
+        else:
+            local(target).copy_(own[name])
     if "pos_embedder.seq" in report.missing:
         _count_up(module)
 
@@ -180,8 +175,8 @@ def initialise(network: DiffusionTransformer, generator: torch.Generator) -> Non
     """Draw fresh weights, equal for equal generators whatever the layout, device and dtype of the network.
 
     Linear layers are Xavier-uniform over their full shape with zero bias; the noise level's MLP is normal with standard
-    deviation 0.02, position tables truncated normal with 0.02; the last modulation layer of each sub-block, the hint's last
-    layer and the zero blocks are zero, so that a fresh branch leaves the base's output as it is.
+    deviation 0.02, position tables truncated normal with 0.02; the last modulation layer of each sub-block, the hint's
+    last layer and the zero blocks are zero, so that a fresh branch leaves the base's output as it is.
 
     Args:
         network: with memory (not on the meta device).

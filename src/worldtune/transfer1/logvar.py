@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from worldtune.parallel.tokens import local
 from worldtune.transfer1.layers import Linear
 
 
@@ -33,14 +32,14 @@ class LogVariance(nn.Sequential):
 
     def __init__(self, num_features: int = 128) -> None:
         """Make the head; the names of its tensors are those of released checkpoints below `logvar.`."""
-        super().__init__(FourierFeatures(num_features), Linear(num_features, 1, bias=False))
+        features, linear = FourierFeatures(num_features), Linear(num_features, 1, bias=False)
+        super().__init__(features, linear)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Draw frequencies 2 pi N(0, 1), phases 2 pi U(0, 1) and a Xavier-uniform weight from a CPU generator."""
-        features = self[0]
-        num_features = features.freqs.numel()
-        features.freqs.copy_(2 * math.pi * torch.randn(num_features, generator=generator))
-        features.phases.copy_(2 * math.pi * torch.rand(num_features, generator=generator))
-        bound = math.sqrt(6.0 / (num_features + 1))
-        local(self[1].weight).copy_((2 * torch.rand(1, num_features, generator=generator) - 1) * bound)
+        tensors = self.state_dict()
+        num_features = len(tensors["0.freqs"])
+        tensors["0.freqs"].copy_(2 * math.pi * torch.randn(num_features, generator=generator))
+        tensors["0.phases"].copy_(2 * math.pi * torch.rand(num_features, generator=generator))
+        tensors["1.weight"].copy_(nn.init.xavier_uniform_(torch.empty(1, num_features), generator=generator))

@@ -188,7 +188,7 @@ class FinalLayer(nn.Module):
 
 
 class DiffusionTransformer(nn.Module):
-    """What the base and the control branch have in common: embeddings, blocks and (in a branch unused) the final layer."""
+    """What base and control branch have in common: embeddings, blocks and (unused in a branch) the final layer."""
 
     parallel: TokenParallel = SINGLE
 
@@ -245,6 +245,7 @@ class DiffusionTransformer(nn.Module):
     def checkpoint_activations(self, every: int) -> None:
         """Let every `every`-th block compute its activations again in backward; 0 keeps all of them."""
         for index, block in enumerate(self.blocks.values()):
+            assert isinstance(block, TransformerBlock)
             block.checkpoint_activations = bool(every) and index % every == 0
 
     def embed(
@@ -279,9 +280,7 @@ class DiffusionTransformer(nn.Module):
             if data_type == "image":
                 condition_video_augment_sigma = torch.zeros_like(timesteps)
             if condition_video_augment_sigma is None:
-                raise WorldtuneError(
-                    "This network embeds the condition frames' noise: give condition_video_augment_sigma."
-                )
+                raise WorldtuneError("This network embeds the given frames' noise: set condition_video_augment_sigma.")
             # Only the sinusoids count: the embedder's MLP has weights in checkpoints, but no effect.
             emb = emb + self.augment_sigma_embedder[0](condition_video_augment_sigma).to(emb.dtype)
         context = BlockContext(
@@ -330,7 +329,7 @@ class DiffusionTransformer(nn.Module):
         if x.shape[1] != self.num_given_channels:
             raise WorldtuneError(
                 f"The network takes {self.num_given_channels} channels, and the input has {x.shape[1]}: latents have "
-                f"{LATENT_CHANNELS}, condition_video_input_mask adds one where the configuration counts it (in_channels)."
+                f"{LATENT_CHANNELS}; condition_video_input_mask is one more, where in_channels counts it."
             )
         parts = [x, stretched_mask(padding_mask, x)]
         if self.config.view_condition_dim:
@@ -384,7 +383,7 @@ class BaseNetwork(DiffusionTransformer):
         Args:
             x: noisy latents, already multiplied by c_in, [B, 16, T, H, W].
             timesteps: c_noise [B].
-            crossattn_emb: text embeddings [B, M, C], zero-padded (zeros are attended to); several views' one after the other.
+            crossattn_emb: text embeddings [B, M, C], zero-padded (and attended to), view after view.
             padding_mask: 1 where a pixel is padding, [B or 1, 1, height, width] in pixels.
             fps: frames a second [B]; may be None for an image only.
             condition_video_input_mask: 1 on given frames [B, 1, T, H, W]; None where in_channels does not count it.

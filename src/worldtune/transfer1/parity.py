@@ -127,7 +127,7 @@ class Case:
             self.check(f"{prefix}{name}", feature.unflatten(0, grid))
 
     def check_gradients(self, network: BaseNetwork | ControlNetwork, group: str, prefix: str, norms: str) -> None:
-        """Note the errors of a network's gradients against tensors `group`prefix.name and the norms in the description."""
+        """Note the errors of a network's gradients, and of their norms where the description has those too."""
         gradients = {prefix + name: parameter.grad for name, parameter in network.named_parameters()}
         wanted = {name.removeprefix(group) for name in self.tensors if name.startswith(group)}
         for name in sorted(wanted):

@@ -35,8 +35,8 @@ class RotaryPositions(nn.Module):
     """Angles of each token, by the NTK-scaled frequencies of its three axes.
 
     `angles="bfloat16"` does all arithmetic before the final cast in bfloat16, as the modules did that trained the
-    released weights; at 7B the angles differ by up to 0.148 rad from the exact ones. `"exact"` computes in float64. Both
-    give float32 and depend on nothing but the arguments: not on the module's dtype or device.
+    released weights; at 7B the angles differ by up to 0.148 rad from the exact ones. `"exact"` computes in float64.
+    Both give float32 and depend on nothing but the arguments: not on the module's dtype or device.
     """
 
     seq: Tensor
