@@ -13,8 +13,6 @@ rule fetch_checkpoint:
         slurm_account=PROJECT.cluster.account,
         mem_mb=4000,
         runtime=720,
-    message:
-        "Fetching {wildcards.entry}"
     shell:
         "HF_HUB_OFFLINE=0 {PYTHON} src/scripts/fetch_checkpoint.py {wildcards.entry} > {log} 2>&1"
 
@@ -35,8 +33,6 @@ rule make_demo_checkpoints:
         slurm_account=PROJECT.cluster.account,
         mem_mb=4000,
         runtime=30,
-    message:
-        "Making the demo's tiny checkpoints"
     shell:
         "{PYTHON} src/scripts/make_demo_checkpoints.py --checkpoints checkpoints > {log} 2>&1"
 
@@ -57,10 +53,9 @@ rule split_checkpoint:
         slurm_account=PROJECT.cluster.account,
         mem_mb=24000,
         runtime=60,
-    message:
-        "Splitting {input} for tensor-parallel degree {wildcards.degree}"
     shell:
-        "{PYTHON} src/scripts/split_checkpoint.py {input} --degree {wildcards.degree} > {log} 2>&1"
+        "{PYTHON} src/scripts/split_checkpoint.py {input} --degree {wildcards.degree}"
+        " --output-dir checkpoints/{wildcards.repo}/checkpoints_tp_{wildcards.degree} > {log} 2>&1"
 
 
 rule load_report:
@@ -79,7 +74,5 @@ rule load_report:
         slurm_account=PROJECT.cluster.account,
         mem_mb=8000,
         runtime=20,
-    message:
-        "Comparing the checkpoints of {wildcards.run} with its networks"
     shell:
         "{PYTHON} src/scripts/load_report.py --run {wildcards.run} --output {output} --expect {params.expect} > {log} 2>&1"

@@ -1,3 +1,4 @@
+import functools
 import os
 import re
 import sys
@@ -47,8 +48,23 @@ onstart:
         LOCK.acquire()
 
 
+@functools.cache
+def recipe_of(run):
+    return load_recipe(run)
+
+
 def recipe(wildcards):
-    return load_recipe(wildcards.run)
+    return recipe_of(wildcards.run)
+
+
+@functools.cache
+def values_of_stage(stage, dataset, shard, control):
+    return stage_values(stage, dataset, DATASETS[dataset], shard=shard, control=control)
+
+
+@functools.cache
+def values_of_run(run, *kinds):
+    return values_that_affect(recipe_of(run), *kinds)
 
 
 def get_final_output():
@@ -63,13 +79,7 @@ def stage_params(stage):
     """Named params of a stage, one for each value that can change its output, and their fingerprint."""
 
     def values(wildcards):
-        return stage_values(
-            stage,
-            wildcards.dataset,
-            DATASETS[wildcards.dataset],
-            shard=wildcards.get("shard"),
-            control=wildcards.get("control"),
-        )
+        return values_of_stage(stage, wildcards.dataset, wildcards.get("shard"), wildcards.get("control"))
 
     params = {key: (lambda wildcards, key=key: values(wildcards)[key]) for key in STAGE_KEYS[stage]}
     return {**params, "expect": lambda wildcards: fingerprint(values(wildcards))}
@@ -79,13 +89,13 @@ def recipe_params(*kinds):
     """Named params of the training rule, one for each recipe key that can change its output, and their fingerprint."""
 
     def value(wildcards, key):
-        values = values_that_affect(recipe(wildcards), *kinds)
+        values = values_of_run(wildcards.run, *kinds)
         return f"{key} = {values[key]!r}" if key in values else f"{key} is not used"
 
     params = {
         key.replace(".", "__"): (lambda wildcards, key=key: value(wildcards, key)) for key in keys_that_affect(*kinds)
     }
-    return {**params, "expect": lambda wildcards: fingerprint(values_that_affect(recipe(wildcards), *kinds))}
+    return {**params, "expect": lambda wildcards: fingerprint(values_of_run(wildcards.run, *kinds))}
 
 
 def hub_outputs():

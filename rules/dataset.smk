@@ -12,8 +12,6 @@ rule render_synthetic:
         slurm_account=PROJECT.cluster.account,
         mem_mb=2000,
         runtime=30,
-    message:
-        "Rendering the scenes of {wildcards.dataset}, shard {wildcards.shard}"
     shell:
         "{PYTHON} src/scripts/render_synthetic.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
         " --expect {params.expect} > {log} 2>&1"
@@ -30,8 +28,6 @@ rule fetch_metadata:
         slurm_account=PROJECT.cluster.account,
         mem_mb=4000,
         runtime=240,
-    message:
-        "Fetching the metadata of {wildcards.dataset}"
     shell:
         "HF_HUB_OFFLINE=0 {PYTHON} src/scripts/fetch_metadata.py --dataset {wildcards.dataset} > {log} 2>&1"
 
@@ -62,8 +58,6 @@ rule ingest:
         runtime=240,
     params:
         **stage_params("ingest"),
-    message:
-        "Reading the videos of {wildcards.dataset}, shard {wildcards.shard}"
     shell:
         "{PYTHON} src/scripts/ingest.py --dataset {wildcards.dataset} --shard {wildcards.shard} --threads {threads}"
         " --expect {params.expect} > {log} 2>&1"
@@ -85,8 +79,6 @@ rule captions:
         runtime=60,
     params:
         **stage_params("captions"),
-    message:
-        "Reading the captions of {wildcards.dataset}, shard {wildcards.shard}"
     shell:
         "{PYTHON} src/scripts/captions.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
         " --expect {params.expect} > {log} 2>&1"
@@ -112,8 +104,6 @@ rule t5:
         runtime=240,
     params:
         **stage_params("t5"),
-    message:
-        "Embedding the captions of {wildcards.dataset}, shard {wildcards.shard}"
     shell:
         "{PYTHON} src/scripts/t5.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
         " --expect {params.expect} > {log} 2>&1"
@@ -136,8 +126,6 @@ rule controls:
         runtime=240,
     params:
         **stage_params("controls"),
-    message:
-        "Making {wildcards.control} controls of {wildcards.dataset}, shard {wildcards.shard}"
     shell:
         "{PYTHON} src/scripts/controls.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
         " --control {wildcards.control} --threads {threads} --expect {params.expect} > {log} 2>&1"
@@ -168,7 +156,5 @@ checkpoint validate:
         runtime=60,
     params:
         **stage_params("validate"),
-    message:
-        "Checking that {wildcards.dataset} is fit to train on"
     shell:
         "{PYTHON} src/scripts/validate.py --dataset {wildcards.dataset} --expect {params.expect} > {log} 2>&1"

@@ -14,8 +14,6 @@ rule export:
         slurm_account=PROJECT.cluster.account,
         mem_mb=64000,
         runtime=120,
-    message:
-        "Exporting the model of {wildcards.run}"
     shell:
         "{PYTHON} src/scripts/export.py --run {wildcards.run} > {log} 2>&1"
 
@@ -41,8 +39,6 @@ rule report:
         gres=lambda wildcards: sample_gres(recipe(wildcards), PROJECT.cluster),
         mem_mb=lambda wildcards: int(recipe(wildcards).cluster.mem_gb_per_gpu * 1024),
         runtime=240,
-    message:
-        "Writing the report of {wildcards.run}"
     shell:
         "({PYTHON} src/scripts/sample.py --run {wildcards.run} --expect {params.expect}"
         " && {PYTHON} src/scripts/report.py --run {wildcards.run} --output {output}) > {log} 2>&1"

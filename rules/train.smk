@@ -37,8 +37,6 @@ rule train:
         mem_mb=train_resource("mem_mb"),
         runtime=train_resource("runtime"),
         processes_per_node=lambda wildcards: processes_per_node(recipe(wildcards)),
-    message:
-        "Training {wildcards.run}"
     # exec, so that SLURM's signals reach the launcher and not a shell that waits for it.
     shell:
         "exec bash src/scripts/launch.sh --nodes {resources.nodes} --processes-per-node {resources.processes_per_node}"

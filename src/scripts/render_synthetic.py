@@ -1,36 +1,38 @@
-"""Render scenes of the embedded dataset.
+"""Render the scenes of one shard of an embedded dataset.
 
-    python src/scripts/render_synthetic.py --output-dir raw/synthetic --names scene_0000,scene_0001 --seed 0 \
-        --num-frames 41 --width 320 --height 192 --fps 24 --manifest raw/synthetic/0000.json
+python src/scripts/render_synthetic.py --dataset synthetic --shard 0000
 """
 
 import argparse
 from pathlib import Path
 
 from worldtune.common.script import run
+from worldtune.dataset.config import find_dataset
+from worldtune.dataset.parameters import stage_values
 from worldtune.demo.write import write_scenes
+from worldtune.recipe.identity import check_fingerprint
+from worldtune.recipe.project import config_path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, required=True, help="folder of the videos")
-    parser.add_argument("--names", required=True, help="scenes to render, separated by commas")
-    parser.add_argument("--seed", type=int, required=True, help="another seed gives other scenes")
-    parser.add_argument("--num-frames", type=int, required=True)
-    parser.add_argument("--width", type=int, required=True, help="pixels, even")
-    parser.add_argument("--height", type=int, required=True, help="pixels, even")
-    parser.add_argument("--fps", type=float, required=True)
-    parser.add_argument("--manifest", type=Path, required=True, help="JSON file with the SHA-256 of every file")
+    parser.add_argument("--dataset", required=True, help="name of the dataset in config/config.yaml")
+    parser.add_argument("--shard", required=True, help="four digits")
+    parser.add_argument("--expect", metavar="FINGERPRINT", help="refuse if the dataset's values are not these")
     arguments = parser.parse_args()
+    config = find_dataset(config_path(), arguments.dataset)
+    values = stage_values("render_synthetic", arguments.dataset, config, shard=arguments.shard)
+    check_fingerprint(arguments.expect, values, f"{config_path()}, dataset {arguments.dataset}")
+    folder = Path("datasets") / arguments.dataset / "source"
     write_scenes(
-        [name for name in arguments.names.split(",") if name],
-        arguments.output_dir,
-        arguments.manifest,
-        seed=arguments.seed,
-        num_frames=arguments.num_frames,
-        width=arguments.width,
-        height=arguments.height,
-        fps=arguments.fps,
+        [Path(key).stem for key, *_ in values["scenes"]],
+        folder,
+        folder / f"{arguments.shard}.json",
+        seed=config.seed,
+        num_frames=config.num_frames,
+        width=config.width,
+        height=config.height,
+        fps=config.fps,
     )
 
 

@@ -17,7 +17,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
 """Names of the values of each stage; a rule has one param for each."""
 
 STAGE_MODULES = {
-    "render_synthetic": "demo/scenes.py",
+    "render_synthetic": "demo/write.py",
     "ingest": "dataset/ingest.py",
     "captions": "dataset/captions.py",
     "t5": "dataset/t5.py",

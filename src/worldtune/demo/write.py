@@ -14,6 +14,8 @@ from worldtune.dataset.rle import encode_clip_mask
 from worldtune.demo.scenes import RenderedScene, render_scene
 from worldtune.media.video import write_video
 
+VERSION = 1
+
 PICKLE_PROTOCOL = 4
 HANDS = slice(91, 133)
 """Rows of the hands among the 133 keypoints."""
