@@ -8,7 +8,7 @@ rate is needed since the network is told one rate a clip.
 
 import logging
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -234,7 +234,8 @@ def _make_clip(job: IngestJob, path: Path, source: VideoInfo) -> tuple[VideoInfo
             _run_ffmpeg(path, temporary, _ffmpeg_options(job, source, "remux"))
             clip = probe(temporary)
             if not clip.variable_frame_rate and clip.num_frames == source.num_frames:
-                return clip, action
+                # The rate of the new file is an average of rounded times; the source's header has the rate itself.
+                return replace(clip, fps=source.fps), action
             # The coarse clock of Matroska can make a fast constant rate look variable.
             logger.info("%s: cannot be put into an MP4 container as it is; it is encoded", job.key)
         _run_ffmpeg(path, temporary, _ffmpeg_options(job, source, "encode"))

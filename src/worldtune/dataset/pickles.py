@@ -74,6 +74,11 @@ def _from_buffer(data: object, dtype: object, shape: object, order: object) -> _
     return array
 
 
+def _scalar(dtype: object, data: object) -> bool | int | float:
+    value: bool | int | float = _build(data, dtype, (1,), "C")[0].item()
+    return value
+
+
 def _latin1(text: object, encoding: object) -> bytes:
     # Old protocols write bytes as a text and a call that encodes it.
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
@@ -86,6 +91,7 @@ GLOBALS: dict[tuple[str, str], Callable[..., object]] = {
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _latin1,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 """The only names that a pickle may ask for, and what it gets."""

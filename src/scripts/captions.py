@@ -1,0 +1,33 @@
+"""Read the captions of one shard of a dataset.
+
+    python src/scripts/captions.py --dataset my_videos --shard 0003
+
+Makes datasets/my_videos/metas/<clip_id>.txt and .json, and the shard's manifest.
+"""
+
+import argparse
+from pathlib import Path
+
+from worldtune.common.script import run
+from worldtune.dataset.captions import captions
+from worldtune.dataset.config import find_dataset
+from worldtune.dataset.parameters import stage_values
+from worldtune.recipe.identity import check_fingerprint
+from worldtune.recipe.project import config_path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="a dataset of the config file")
+    parser.add_argument("--shard", required=True, help="four digits")
+    parser.add_argument("--expect", help="fingerprint of the values that the workflow planned with")
+    parser.add_argument("--config", type=Path, default=config_path())
+    arguments = parser.parse_args()
+    config = find_dataset(arguments.config, arguments.dataset)
+    values = stage_values("captions", arguments.dataset, config, shard=arguments.shard)
+    check_fingerprint(arguments.expect, values, f"the captions of {arguments.dataset}, shard {arguments.shard},")
+    print(captions(arguments.dataset, config, arguments.shard))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,125 @@
+"""Text embeddings by a T5 encoder from a local folder. n tokens, C channels."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, T5EncoderModel
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import digest, read_json, sha256_file
+
+logger = logging.getLogger(__name__)
+
+FILE_LIST = "files.json"
+"""Hashes of a fetched folder's files, as the download writes it."""
+TOKENS_PER_BATCH = 8192
+"""Tokens, padding included, that go through the encoder at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEmbedding:
+    """The embedding of one text."""
+
+    tokens: np.ndarray
+    """float32 [n, C], without padding; the last token is the end of the text."""
+    truncated: bool
+    """Whether the text had more tokens."""
+
+
+def encoder_sha256(folder: Path) -> str:
+    """Return a digest of the files of an encoder's folder, from its list of hashes where there is one.
+
+    Raises:
+        WorldtuneError: the folder is not there or empty.
+    """
+    if (folder / FILE_LIST).exists():
+        return digest(read_json(folder / FILE_LIST))
+    if not folder.is_dir():
+        raise WorldtuneError(f"{folder}, the text encoder, does not exist. Fetch it: `snakemake {folder}/{FILE_LIST}`.")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise WorldtuneError(f"{folder}, the text encoder, is empty. Fetch it: `snakemake {folder}/{FILE_LIST}`.")
+    return digest({path.name: sha256_file(path) for path in files})
+
+
+class TextEncoder:
+    """A T5 encoder and its tokenizer: bfloat16 on a GPU, float32 on the CPU."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        """Load both from `folder`; nothing is fetched.
+
+        Args:
+            folder: a folder as transformers writes it.
+            device: "cuda", "cpu", or "auto" for CUDA where there is one.
+
+        Raises:
+            WorldtuneError: the folder does not hold a T5 encoder, or lacks some of its weights.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.model, report = T5EncoderModel.from_pretrained(
+                folder, local_files_only=True, dtype=dtype, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise WorldtuneError(f"{folder} cannot be loaded as a T5 encoder: {error}. Fetch it again.") from error
+        # transformers would fill what is missing with random numbers and go on.
+        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+        if missing:
+            raise WorldtuneError(f"{folder} lacks weights of the T5 encoder: {', '.join(missing[:5])}. Fetch it again.")
+        self.model.to(self.device).eval()
+        logger.info("text encoder %s on %s in %s", folder, self.device, dtype)
+
+    @property
+    def precision(self) -> str:
+        """Name of the type that the encoder computes in."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def channels(self) -> int:
+        """C, the width of an embedding."""
+        return int(self.model.config.d_model)
+
+    def encode(self, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[int, TextEmbedding]]:
+        """Yield (position in `texts`, embedding) for each text, shortest texts first.
+
+        Texts of about equal length go through the encoder together; longer ones than `max_tokens` are cut.
+        """
+        # One more token than is kept shows which texts are cut.
+        whole = self.tokenizer(list(texts), truncation=True, max_length=max_tokens + 1, verbose=False)["input_ids"]
+        kept = self.tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda index: len(kept[index]))
+        for batch in _batches(order, [len(tokens) for tokens in kept]):
+            embeddings = self._encode_batch([kept[index] for index in batch])
+            for index, tokens in zip(batch, embeddings, strict=True):
+                yield index, TextEmbedding(tokens=tokens, truncated=len(whole[index]) > max_tokens)
+
+    @torch.inference_mode()
+    def _encode_batch(self, token_ids: list[list[int]]) -> list[np.ndarray]:
+        longest = max(len(tokens) for tokens in token_ids)
+        padding = self.tokenizer.pad_token_id
+        ids = torch.tensor([tokens + [padding] * (longest - len(tokens)) for tokens in token_ids])
+        mask = torch.tensor([[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens in token_ids])
+        hidden = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+        # The copy to the CPU waits for the GPU once a batch.
+        rows = hidden.float().cpu().numpy()
+        return [row[: len(tokens)] for row, tokens in zip(rows, token_ids, strict=True)]
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Cut an order of rising lengths into batches of at most TOKENS_PER_BATCH tokens with padding."""
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * lengths[index] > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
