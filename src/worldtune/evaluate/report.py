@@ -17,9 +17,12 @@ from matplotlib.figure import Figure
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
 
+VERSION = 1
+"""Raised when a change of the report should make the existing ones anew."""
+
 BLUE, ORANGE, GREEN, RED, GREY = "#2b6cb0", "#c8691c", "#2f855a", "#b83232", "#8a94a0"
 STEP_PARTS = {"data_s": "data", "forward_s": "forward", "backward_s": "backward", "optimizer_s": "optimizer"}
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.dpi": 120,
     "figure.constrained_layout.use": True,
     "font.size": 9.5,
@@ -199,7 +202,8 @@ def held_out_table(record: RunRecord) -> pd.DataFrame:
     """Return the held-out loss at each noise level before the first step and after the last, and its change."""
     means = held_out_means(record)["own"]
     first, last = means.iloc[0], means.iloc[-1]
-    table = pd.DataFrame({f"step {means.index[0]}": first, f"step {means.index[-1]}": last, "change": last / first - 1})
+    change = [f"{(after / before - 1) * 100:+.1f} %" for before, after in zip(first, last, strict=True)]
+    table = pd.DataFrame({f"step {means.index[0]}": first, f"step {means.index[-1]}": last, "change": change})
     table.index.name = "sigma"
     return table.sort_index()
 
@@ -277,6 +281,31 @@ def control_effect_table(record: RunRecord) -> pd.DataFrame:
     grouped = pairs.assign(own_lower=pairs["own"] < pairs["other"]).groupby("sigma")
     means = grouped.agg(own=("own", "mean"), other=("other", "mean"))
     return means.assign(own_lower=grouped["own_lower"].sum().astype(int), clips=grouped.size())
+
+
+def heading(record: RunRecord) -> str:
+    """Return the title and the recipe's sentence, in Markdown."""
+    description = record.provenance.get("recipe", {}).get("experiment", {}).get("description", "")
+    return f"# {record.run}\n\n{description}"
+
+
+def control_effect_sentence(record: RunRecord) -> str:
+    """Say in words how much the control tells the model at the last measurement."""
+    effect = control_effect(record)
+    if not effect.num_pairs:
+        return "Only one held-out clip of its size: there is no other control to compare with."
+    return (
+        f"At step {record.validation['step'].max()} the clip's own control gives the lower loss in "
+        f"**{effect.num_own_lower} of {effect.num_pairs}** pairs of held-out clip and noise level; the loss is "
+        f"{(1 - effect.mean_ratio) * 100:.1f} % lower on the average (geometric mean)."
+    )
+
+
+def as_html(table: pd.DataFrame) -> str:
+    """Return a table as plain HTML with short numbers."""
+    if any(name is not None for name in table.index.names):
+        table = table.reset_index()
+    return table.to_html(border=0, float_format="{:.4g}".format, index=not isinstance(table.index, pd.RangeIndex))
 
 
 def summary_table(record: RunRecord) -> pd.DataFrame:
@@ -371,9 +400,11 @@ def provenance_table(record: RunRecord) -> pd.DataFrame:
         "checkpoints": record.manifest["checkpoints"],
         "torch": record.manifest.get("torch"),
     }
-    for key in ("git_commit", "hardware", "packages", "chain", "verified"):
+    for key in ("git", "hardware", "packages", "verified", "files"):
         if key in record.provenance:
             merged[key] = record.provenance[key]
+    for link in record.provenance.get("chain", []):
+        merged[f"rule {link['rule']}, version {link['version']}"] = link["made"]
     rows = dict(_flatten(merged))
     return pd.DataFrame({"": rows})
 

@@ -41,7 +41,8 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         """Take the clips that are long enough for the recipe.
 
         Raises:
-            WorldtuneError: none is, the clips cannot be stacked as the recipe wants, or the text is of another width.
+            WorldtuneError: none is, the clips cannot be stacked as the recipe wants, the control is missing, or the
+                text is of another width.
         """
         self.root = Path(dataset.root)
         self.recipe = recipe
@@ -53,6 +54,11 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
                 "Give longer clips or lower data.num_frames in the recipe."
             )
         check_stackable(self.train_clips, recipe)
+        if recipe.control.kind not in dataset.controls:
+            raise WorldtuneError(
+                f"Dataset {dataset.name} has no {recipe.control.kind} controls, only {list(dataset.controls)}. Add "
+                f"{recipe.control.kind!r} to its controls in the configuration and make them."
+            )
         if dataset.text_channels != recipe.network.base.crossattn_emb_channels:
             raise WorldtuneError(
                 f"Dataset {dataset.name} has text embeddings of {dataset.text_channels} channels, the network takes "
@@ -68,33 +74,25 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         recipe = self.recipe
         seed = recipe.training.seed
         clip = self.train_clips[clip_index(seed, ordinal, len(self.train_clips))]
+        assert clip.num_frames is not None
         last_start = clip.num_frames - recipe.data.num_frames
         start = int(numpy_generator(seed, "window", ordinal).integers(0, last_start + 1))
-        frames = self._read(clip, clip.video_path(self.root), start)
+        frames = read_frames(clip.video_path(self.root), start, recipe.data.num_frames)
         low, high = draw_thresholds(recipe.control.edge, numpy_generator(seed, "control", ordinal))
-        size_wh = VIDEO_SIZES_WH[EDGE_RESOLUTION][nearest_aspect_ratio(clip.width, clip.height)]
+        size_wh = VIDEO_SIZES_WH[EDGE_RESOLUTION][aspect_ratio(clip)]
         return self._assemble(clip, ordinal, frames, canny(frames, low, high, size_wh))
 
     def evaluation_sample(self, clip: Clip) -> Sample:
         """Return the first window of a clip under its fixed control map."""
-        frames = self._read(clip, clip.video_path(self.root), 0)
-        hint = self._read(clip, clip.control_path(self.recipe.control.kind, self.root), 0)
+        num_frames = self.recipe.data.num_frames
+        frames = read_frames(clip.video_path(self.root), 0, num_frames)
+        hint = read_frames(clip.control_path(self.root, self.recipe.control.kind), 0, num_frames)
         return self._assemble(clip, -1, frames, hint)
 
-    def _read(self, clip: Clip, path: Path, start: int) -> np.ndarray:
-        count = self.recipe.data.num_frames
-        frames = read_frames(path, start, count)
-        if len(frames) != count:
-            raise WorldtuneError(
-                f"{path} gave {len(frames)} frames from frame {start} on, expected {count}: clip {clip.clip_id} is not "
-                "as the dataset's manifest says. Run the dataset's stages again."
-            )
-        return frames
-
     def _assemble(self, clip: Clip, ordinal: int, frames_thwc: np.ndarray, hint_thwc: np.ndarray) -> Sample:
-        size_wh = self.recipe.video_sizes_wh[nearest_aspect_ratio(clip.width, clip.height)]
+        size_wh = self.recipe.video_sizes_wh[aspect_ratio(clip)]
         video = fit(frames_thwc, size_wh)
-        hint = fit(hint_thwc, size_wh, source_wh=(clip.width, clip.height))
+        hint = fit(hint_thwc, size_wh, source_wh=(frames_thwc.shape[2], frames_thwc.shape[1]))
         channels = self.recipe.network.base.crossattn_emb_channels
         return {
             "clip_id": clip.clip_id,
@@ -110,30 +108,37 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
 
 def long_enough(clips: Sequence[Clip], num_frames: int, split: str) -> list[Clip]:
     """Return the clips of at least `num_frames` frames, and say which are left out."""
-    short = [clip.clip_id for clip in clips if clip.num_frames < num_frames]
-    if short:
+    usable = [clip for clip in clips if clip.num_frames is not None and clip.num_frames >= num_frames]
+    if len(usable) < len(clips):
+        short = sorted({clip.clip_id for clip in clips} - {clip.clip_id for clip in usable})
         logger.warning(
             "%d of %d %s clips have fewer than %d frames and are left out: %s",
             *(len(short), len(clips), split, num_frames, ", ".join(short[:20])),
         )
-    return [clip for clip in clips if clip.num_frames >= num_frames]
+    return usable
+
+
+def aspect_ratio(clip: Clip) -> str:
+    """Return the aspect ratio that a usable clip is fitted to."""
+    assert clip.width is not None
+    assert clip.height is not None
+    return nearest_aspect_ratio(clip.width, clip.height)
 
 
 def check_stackable(clips: Sequence[Clip], recipe: Recipe) -> None:
     """Check that the clips can be stacked to micro-batches of the recipe.
 
     Raises:
-        WorldtuneError: a micro-batch has several samples, and the clips differ in size or in frame rate, which the
-            rotary embedding takes once for a micro-batch.
+        WorldtuneError: a micro-batch has several samples, and the clips come to different sizes.
     """
     size = recipe.training.micro_batch_size
-    kinds = {(nearest_aspect_ratio(clip.width, clip.height), clip.fps): clip.clip_id for clip in clips}
-    if size > 1 and len(kinds) > 1:
-        named = [f"{aspect} at {fps:g} fps (clip {clip_id})" for (aspect, fps), clip_id in sorted(kinds.items())]
+    ratios = {aspect_ratio(clip): clip.clip_id for clip in clips}
+    if size > 1 and len(ratios) > 1:
+        named = [f"{ratio} (clip {clip_id})" for ratio, clip_id in sorted(ratios.items())]
         raise WorldtuneError(
-            f"training.micro_batch_size is {size}, which needs clips of one aspect ratio and frame rate, but the "
-            f"dataset has {', '.join(named)}. Set it to 1 and raise training.gradient_accumulation instead, or use a "
-            "dataset of one kind."
+            f"training.micro_batch_size is {size}, which needs clips of one aspect ratio, but the dataset has "
+            f"{', '.join(named)}. Set it to 1 and raise training.gradient_accumulation instead, or use a dataset of "
+            "one aspect ratio."
         )
 
 

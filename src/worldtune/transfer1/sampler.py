@@ -7,18 +7,34 @@ training.
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldtune.recipe.schema import Sampling
+from worldtune.transfer1.conditions import Conditions
+from worldtune.transfer1.objective import replace_given_frames
 
 KARRAS_RHO = 7.0
 """Exponent of the spacing of noise levels."""
+GIVEN_SIGMA = 0.001
+"""Noise level of given frames."""
 
 Denoiser = Callable[[Tensor, float], Tensor]
 """Maps noisy latents (float64) and their noise level to predicted clean latents of the same shape."""
+
+
+class ConditionedDenoiser(Protocol):
+    """What samples are drawn from: see worldtune.transfer1.denoiser.Denoiser."""
+
+    sigma_data: float
+
+    def __call__(self, noisy_bcthw: Tensor, sigma_b: Tensor, conditions: Conditions, /) -> Tensor:
+        """Return the predicted clean latents."""
+        ...
 
 
 def karras_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float) -> list[float]:
@@ -80,3 +96,55 @@ def _multistep(
     phi1 = math.expm1(-h) / -h
     phi2 = (phi1 - 1) / -h
     return math.exp(-h) * x + h * ((phi1 - phi2 / c2) * current + (phi2 / c2) * previous)
+
+
+def draw_latents(
+    denoiser: ConditionedDenoiser,
+    conditions: Conditions,
+    *,
+    config: Sampling,
+    given_bcthw: Tensor,
+    num_given_frames: int,
+) -> Tensor:
+    """Draw the latents of one clip.
+
+    Args:
+        denoiser: predicts clean latents from noisy ones, noise levels and conditions.
+        conditions: control, text and the rest; its indicator is replaced.
+        config: steps, guidance, noise levels, seed.
+        given_bcthw: clean latents; only their first `num_given_frames` frames are shown to the model.
+        num_given_frames: latent frames that are given; 0 draws all of them.
+
+    Returns:
+        Clean latents, float64, of the shape of `given_bcthw`.
+    """
+    device = given_bcthw.device
+    given = given_bcthw.double()
+    noise = initial_noise(given.shape, seed=config.seed).to(device)
+    frames_t = torch.arange(given.shape[2], device=device)
+    indicator_bt = (frames_t < num_given_frames).float().expand(len(given), -1)
+    condition_sigma_b = torch.full((len(given),), GIVEN_SIGMA, dtype=torch.float64, device=device)
+
+    def denoise(x: Tensor, sigma: float, text: Tensor) -> Tensor:
+        sigma_b = torch.full((len(x),), sigma, dtype=torch.float64, device=device)
+        # Below their own noise level the given frames are denoised like the others.
+        shown_bt = indicator_bt if sigma > GIVEN_SIGMA else torch.zeros_like(indicator_bt)
+        x = replace_given_frames(
+            x,
+            given,
+            noise,
+            shown_bt,
+            sigma_b=sigma_b,
+            condition_sigma_b=condition_sigma_b,
+            sigma_data=denoiser.sigma_data,
+        )
+        return denoiser(x, sigma_b, replace(conditions, text=text, indicator_bt=shown_bt))
+
+    no_text = torch.zeros_like(conditions.text)
+    with_guidance = guided(
+        lambda x, sigma: denoise(x, sigma, conditions.text),
+        lambda x, sigma: denoise(x, sigma, no_text),
+        config.guidance,
+    )
+    with torch.no_grad():
+        return sample(with_guidance, noise, config)

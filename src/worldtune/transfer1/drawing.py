@@ -1,0 +1,176 @@
+"""Samples of an export: control, ground truth and sample side by side, as videos and pictures."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, join_checkpoint
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import atomic_path, read_json, write_json
+from worldtune.common.progress import progress
+from worldtune.dataset.clips import load_dataset
+from worldtune.media.video import write_video
+from worldtune.recipe.schema import Recipe, Sampling
+from worldtune.training.task import Sample
+from worldtune.transfer1.batch import ClipDataset
+from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser, single_process_mesh, single_process_recipe
+from worldtune.transfer1.export import read_export, read_exported, split_file
+from worldtune.transfer1.sampler import draw_latents
+from worldtune.transfer1.task import LatentEncoder, encode_sample
+from worldtune.transfer1.tokenizer import VideoTokenizer
+
+SAMPLES_FORMAT = 1
+SAMPLES = "samples.json"
+GAP_PIXELS = 4
+"""White space between the pictures of a grid."""
+logger = logging.getLogger(__name__)
+
+
+def draw_run(
+    run_dir: Path,
+    output_dir: Path,
+    *,
+    sampling: Sampling,
+    device: torch.device,
+    num_given_frames: int,
+    checkpoints_dir: Path,
+    datasets_dir: Path,
+) -> None:
+    """Draw held-out clips from the export of a run; each gives `<clip_id>.mp4` and `<clip_id>.png`.
+
+    `samples.json` is written last. Where it says that the same export was drawn in the same way, nothing is done.
+
+    Args:
+        run_dir: results/<run>, with its model/.
+        output_dir: where the files go.
+        sampling: steps, guidance, noise levels, seed, number of clips.
+        device: where to run, alone.
+        num_given_frames: latent frames of the ground truth that are given to the model.
+        checkpoints_dir: where base checkpoint and tokenizer lie.
+        datasets_dir: where the run's dataset lies.
+
+    Raises:
+        WorldtuneError: export, base, tokenizer or dataset are missing or do not belong together.
+    """
+    recipe, provenance = read_export(run_dir / "model")
+    recipe = single_process_recipe(recipe)
+    note = {
+        "format": SAMPLES_FORMAT,
+        "run": run_dir.name,
+        "identity": provenance["identity"],
+        "step": provenance["step"],
+        "ema_rate": provenance["ema_rate"],
+        "dataset": provenance["dataset"],
+        "num_given_frames": num_given_frames,
+        **sampling.model_dump(mode="json"),
+    }
+    if _is_drawn(output_dir, note):
+        logger.info("%s holds these samples already", output_dir)
+        return
+    dataset = load_dataset(datasets_dir / recipe.data.dataset)
+    clips = ClipDataset(dataset, recipe)
+    if dataset.digest != provenance["dataset"]["digest"]:
+        logger.warning("dataset %s is not as it was when the run was trained", dataset.name)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / SAMPLES).unlink(missing_ok=True)
+    chosen = clips.held_out_clips[: sampling.num_clips]
+    denoiser, encoder = _load(run_dir / "model", recipe, provenance, device, checkpoints_dir)
+    entries = []
+    for clip in progress(chosen, "samples"):
+        started = time.monotonic()
+        sample = clips.evaluation_sample(clip)
+        drawn = draw_sample(denoiser, encoder, sample, sampling=sampling, num_given_frames=num_given_frames)
+        rows = [_frames(sample["hint"]), _frames(sample["video"]), drawn]
+        files = write_comparison(output_dir / clip.clip_id, rows, float(sample["fps"]))
+        entries.append(
+            {
+                "clip_id": clip.clip_id,
+                "caption": clip.caption_path(dataset.root).read_text(encoding="utf-8").strip(),
+                "seconds": round(time.monotonic() - started, 2),
+                **files,
+            }
+        )
+    write_json(output_dir / SAMPLES, {**note, "clips": entries})
+
+
+def _is_drawn(output_dir: Path, note: Mapping[str, Any]) -> bool:
+    path = output_dir / SAMPLES
+    if not path.is_file():
+        return False
+    found = read_json(path)
+    files = [output_dir / clip[kind] for clip in found.get("clips", []) for kind in ("video", "grid")]
+    return all(found.get(key) == value for key, value in note.items()) and all(file.is_file() for file in files)
+
+
+def _load(
+    model_dir: Path, recipe: Recipe, provenance: Mapping[str, Any], device: torch.device, checkpoints_dir: Path
+) -> tuple[Denoiser, LatentEncoder]:
+    degree = provenance["recipe"]["parallel"]["tensor"]
+    split = split_file(recipe.checkpoints.base, degree, checkpoints_dir)
+    sha256 = read_json(split)["source_sha256"]
+    if sha256 != provenance["checkpoints"]["base"]["sha256"]:
+        raise WorldtuneError(
+            f"{split} was made from a checkpoint with SHA-256 {sha256}, but the model was trained on "
+            f"{provenance['checkpoints']['base']['sha256']}. Fetch and split that one."
+        )
+    base = join_checkpoint(split.parent, split.name.removesuffix(MANIFEST_SUFFIX), degree)
+    mesh = single_process_mesh(device)
+    built = build_denoiser(recipe, base, read_exported(model_dir), mesh, device)
+    dtype = DTYPES[recipe.training.precision]
+    tokenizer = VideoTokenizer(checkpoints_dir / recipe.checkpoints.tokenizer, recipe.data.num_frames, device, dtype)
+    return built.denoiser, LatentEncoder(tokenizer, mesh, device, recipe)
+
+
+def draw_sample(
+    denoiser: Denoiser, encoder: LatentEncoder, sample: Sample, *, sampling: Sampling, num_given_frames: int
+) -> np.ndarray:
+    """Return the drawn frames of one evaluation sample, uint8 [T, H, W, 3]."""
+    latents, conditions = encode_sample(sample, encoder)
+    drawn = draw_latents(denoiser, conditions, config=sampling, given_bcthw=latents, num_given_frames=num_given_frames)
+    pixels = encoder.tokenizer.decode(drawn / denoiser.sigma_data)[0].float()
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+
+
+def _frames(video: Tensor | str) -> np.ndarray:
+    assert isinstance(video, Tensor)
+    return video.permute(1, 2, 3, 0).numpy()
+
+
+def write_comparison(stem: Path, columns: Sequence[np.ndarray], fps: float) -> dict[str, Any]:
+    """Write videos of equal size side by side as `<stem>.mp4`, and their first, middle and last frames as `<stem>.png`.
+
+    Args:
+        stem: path without suffix.
+        columns: uint8 [T, H, W, 3] each.
+        fps: frames a second.
+
+    Returns:
+        Names of the files, and their size, for samples.json.
+    """
+    side_by_side = np.concatenate(columns, axis=2)
+    num_frames, height, width = side_by_side.shape[:3]
+    video, grid = stem.with_suffix(".mp4"), stem.with_suffix(".png")
+    write_video(video, side_by_side, fps)
+    rows = []
+    for index in (0, num_frames // 2, num_frames - 1):
+        pictures = [column[index] for column in columns]
+        gap = np.full((height, GAP_PIXELS, 3), 255, np.uint8)
+        row = np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)
+        rows += [row, np.full((GAP_PIXELS, row.shape[1], 3), 255, np.uint8)]
+    with atomic_path(grid) as temporary:
+        Image.fromarray(np.concatenate(rows[:-1])).save(temporary)
+    return {
+        "video": video.name,
+        "grid": grid.name,
+        "num_frames": num_frames,
+        "height": height,
+        "width": width // len(columns),
+        "fps": fps,
+    }

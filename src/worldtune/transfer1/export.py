@@ -1,0 +1,371 @@
+"""The trained control branch as files that stand by themselves: safetensors, original keys, provenance, model card.
+
+    control.safetensors           averaged weights, names `net.*` (several files and an index beyond 5 GB)
+    raw/control.safetensors       the weights of the last step
+    <kind>_control.pt             averaged weights and uncertainty head as in the original format
+    config.json  provenance.json  README.md
+
+The files are built in the attempt's `export/` and hard-linked into `results/<run>/model`.
+"""
+
+import importlib.metadata
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from worldtune.checkpoint.reading import INDEX_SUFFIX, read_checkpoint
+from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, read_shard
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import link_or_copy, read_json, sha256_file, write_json, write_text
+from worldtune.common.versions import stage_version
+from worldtune.recipe.schema import Recipe
+from worldtune.training.random import generator
+from worldtune.training.state import ema_group, read_weights
+from worldtune.transfer1.control import ControlNetwork
+from worldtune.transfer1.loading import load_network, own_part
+from worldtune.transfer1.model_card import model_card
+from worldtune.transfer1.network import LATENT_CHANNELS
+
+VERSION = 1
+"""Raised when a change of the export should make the existing ones anew."""
+
+EXPORT_FORMAT = 1
+MAX_FILE_BYTES = 5 * 10**9
+WEIGHTS = "control"
+RAW = "raw"
+PACKAGES = ("worldtune", "torch", "numpy", "safetensors", "av", "opencv-python-headless", "transformers", "snakemake")
+CHAIN = (
+    ("ingest", "dataset/ingest.py", "datasets/{dataset}/manifests/ingest"),
+    ("captions", "dataset/captions.py", "datasets/{dataset}/manifests/captions"),
+    ("t5", "dataset/t5.py", "datasets/{dataset}/manifests/t5"),
+    ("controls", "dataset/controls.py", "datasets/{dataset}/manifests/control-{kind}"),
+    ("validate", "dataset/validate.py", "datasets/{dataset}/dataset.json"),
+    ("split_checkpoint", "checkpoint/splitting.py", "{base_split}"),
+    ("load_report", "", "{run_dir}/load_report.json"),
+    ("train", "training/trainer.py", "{run_dir}/manifest.json"),
+    ("export", "transfer1/export.py", "{run_dir}/model"),
+)
+"""The rules that lead to a model: name, module with its VERSION, what it made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A finished run on disk."""
+
+    run_dir: Path
+    """results/<run>."""
+    manifest: dict[str, Any]
+    """results/<run>/manifest.json."""
+    recipe: Recipe
+    """As the attempt resolved it."""
+
+    @property
+    def attempt(self) -> Path:
+        """The attempt's folder."""
+        return self.run_dir / self.manifest["attempt"]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last training checkpoint."""
+        return self.attempt / self.manifest["checkpoint"]
+
+
+def load_trained_run(run_dir: Path) -> TrainedRun:
+    """Read what a finished run left.
+
+    Raises:
+        WorldtuneError: the run is not finished, or its files are of another version.
+    """
+    manifest = read_json(run_dir / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("format") != 1:
+        raise WorldtuneError(f"{run_dir / 'manifest.json'} is no run manifest of format 1. Train the run again.")
+    config = run_dir / manifest["attempt"] / "config.yaml"
+    try:
+        recipe = Recipe.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise WorldtuneError(f"{config} holds no recipe of this version: {error}. Train the run again.") from error
+    return TrainedRun(run_dir=run_dir, manifest=manifest, recipe=recipe)
+
+
+def export_run(run_dir: Path, *, checkpoints_dir: Path, datasets_dir: Path) -> None:
+    """Export the last checkpoint of a finished run and verify what was written.
+
+    Args:
+        run_dir: results/<run>.
+        checkpoints_dir: where the base checkpoint lies, for the uncertainty head.
+        datasets_dir: for the provenance.
+
+    Raises:
+        WorldtuneError: something is missing, or an exported tensor differs from the checkpoint's.
+    """
+    run = load_trained_run(run_dir)
+    rate = run.recipe.ema.rates[0]
+    averaged = _named(read_weights(run.checkpoint, rate), run.recipe)
+    base_split = split_file(run.recipe.checkpoints.base, run.recipe.parallel.tensor, checkpoints_dir)
+    logvar = _logvar(base_split, run.recipe.parallel.tensor)
+
+    partial = run.attempt / "export.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / RAW).mkdir(parents=True)
+    header = _header(run, rate)
+    write_weights(partial, averaged, header)
+    torch.save({**averaged, **logvar}, partial / f"{run.recipe.control.kind}_control.pt")
+    del averaged
+    raw = _named(read_weights(run.checkpoint, None), run.recipe)
+    write_weights(partial / RAW, raw, {**header, "weights": "raw"})
+    del raw
+    write_json(partial / "config.json", _config(run))
+    verified = verify_export(partial, run, logvar)
+    provenance = _provenance(run, rate, base_split, datasets_dir) | {"verified": verified, "files": _hashes(partial)}
+    write_json(partial / "provenance.json", provenance)
+    write_text(partial / "README.md", model_card(run.recipe, provenance))
+
+    final = run.attempt / "export"
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _link(final, run_dir / "model")
+
+
+def split_file(checkpoint: str, degree: int, checkpoints_dir: Path) -> Path:
+    """Return where the split file of a checkpoint (a path below checkpoints/) lies."""
+    source = checkpoints_dir / checkpoint
+    return source.parent / f"checkpoints_tp_{degree}" / f"{source.stem}{MANIFEST_SUFFIX}"
+
+
+def _logvar(base_split: Path, degree: int) -> dict[str, Tensor]:
+    """Return the uncertainty head of the base, by its original names; every rank's file has it whole."""
+    pieces = read_shard(base_split.parent, base_split.name.removesuffix(MANIFEST_SUFFIX), degree, 0)
+    base = own_part(pieces, control=False)
+    return {name: tensor.clone() for name, tensor in base.items() if name.startswith("logvar.")}
+
+
+def _named(weights: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+    """Return the trained weights and what a checkpoint of the network has beside them, by their original names."""
+    with torch.device("meta"):
+        length = len(ControlNetwork(recipe.network.control, recipe.network.rope_angles).pos_embedder.seq)
+    counter = {"pos_embedder.seq": torch.arange(length, dtype=torch.float32)}
+    return {f"net.{name}": tensor.contiguous() for name, tensor in sorted({**weights, **counter}.items())}
+
+
+def write_weights(
+    folder: Path, tensors: Mapping[str, Tensor], header: dict[str, str], *, max_file_bytes: int = MAX_FILE_BYTES
+) -> None:
+    """Write tensors as one safetensors file, or as several with an index beyond `max_file_bytes`."""
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if parts[-1] and size + tensor.nbytes > max_file_bytes:
+            parts.append({})
+            size = 0
+        parts[-1][name] = tensor
+        size += tensor.nbytes
+    if len(parts) == 1:
+        save_file(parts[0], folder / f"{WEIGHTS}.safetensors", metadata=header)
+        return
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate(parts, start=1):
+        file = f"{WEIGHTS}-{number:05d}-of-{len(parts):05d}.safetensors"
+        save_file(part, folder / file, metadata=header)
+        weight_map |= dict.fromkeys(part, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    write_json(
+        folder / f"{WEIGHTS}{INDEX_SUFFIX}", {"metadata": {"total_size": total, **header}, "weight_map": weight_map}
+    )
+
+
+def read_exported(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of an export's folder by name.
+
+    Raises:
+        WorldtuneError: a file is missing or damaged.
+    """
+    index = folder / f"{WEIGHTS}{INDEX_SUFFIX}"
+    return read_checkpoint(index if index.is_file() else folder / f"{WEIGHTS}.safetensors")
+
+
+def verify_export(folder: Path, run: TrainedRun, logvar: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Compare the files with the training checkpoint: each tensor, and the output of a network filled from each.
+
+    Args:
+        folder: the export.
+        run: the finished run.
+        logvar: the uncertainty head of the base checkpoint.
+
+    Returns:
+        What was compared, for the provenance.
+
+    Raises:
+        WorldtuneError: a tensor is missing, extra or different, or the outputs differ.
+    """
+    averaged = _named(read_weights(run.checkpoint, run.recipe.ema.rates[0]), run.recipe)
+    exported = read_exported(folder)
+    _compare(f"{folder / WEIGHTS}.safetensors", exported, averaged)
+    original = folder / f"{run.recipe.control.kind}_control.pt"
+    _compare(str(original), read_checkpoint(original), {**averaged, **logvar})
+    from_export = _outputs(run.recipe, exported)
+    from_checkpoint = _outputs(run.recipe, averaged)
+    _compare(f"outputs of a network filled from {folder}", from_export, from_checkpoint)
+    raw = _named(read_weights(run.checkpoint, None), run.recipe)
+    _compare(f"{folder / RAW / WEIGHTS}.safetensors", read_exported(folder / RAW), raw)
+    return {
+        "tensors_equal": len(averaged),
+        "raw_tensors_equal": len(raw),
+        "original_tensors_equal": len(averaged) + len(logvar),
+        "outputs_equal": len(from_checkpoint),
+    }
+
+
+def _compare(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    differing = sorted(found.keys() ^ expected.keys())
+    if not differing:
+        differing = [name for name in sorted(expected) if not _bit_equal(found[name], expected[name])]
+    if differing:
+        raise WorldtuneError(
+            f"The export is wrong: {what} differs from the training checkpoint in {len(differing)} tensors, the first "
+            f"are {', '.join(differing[:5])}. Nothing was published; check the disk and export again."
+        )
+
+
+def _bit_equal(found: Tensor, expected: Tensor) -> bool:
+    if found.dtype != expected.dtype or found.shape != expected.shape:
+        return False
+    # As bytes: NaN equals itself, and 0.0 is not -0.0.
+    as_bytes = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (found, expected)]
+    return torch.equal(as_bytes[0], as_bytes[1])
+
+
+@torch.no_grad()
+def _outputs(recipe: Recipe, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return everything that a float32 network with these weights computes on a small made-up input."""
+    config = recipe.network.control
+    with torch.device("meta"):
+        network = ControlNetwork(config, recipe.network.rope_angles)
+    network = network.to_empty(device="cpu")
+    load_network(network, weights)
+    stream = generator(0, "verify_export")
+    frames, side = 2 * config.patch_temporal * config.n_views, 4 * config.patch_spatial
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=stream)
+
+    mask_channels = network.num_given_channels - LATENT_CHANNELS
+    features: dict[str, Tensor] = {}
+    residuals = network(
+        noise(1, LATENT_CHANNELS, frames, side, side),
+        noise(1),
+        noise(1, 8 * config.n_views, config.crossattn_emb_channels),
+        hint=noise(1, LATENT_CHANNELS, frames, side, side),
+        padding_mask=torch.zeros(1, 1, side, side),
+        fps=torch.tensor([24.0]),
+        condition_video_input_mask=noise(1, mask_channels, frames, side, side) if mask_channels else None,
+        features=features,
+    )
+    return {**{f"feature.{name}": value for name, value in features.items()}, **residuals}
+
+
+def _header(run: TrainedRun, rate: float) -> dict[str, str]:
+    manifest = run.manifest
+    return {
+        "format": "pt",
+        "worldtune_format": str(EXPORT_FORMAT),
+        "run": run.run_dir.name,
+        "identity": manifest["identity"],
+        "control": run.recipe.control.kind,
+        "step": str(manifest["final_step"]),
+        "weights": ema_group(rate),
+        "base": manifest["checkpoints"]["base"]["path"],
+        "base_sha256": manifest["checkpoints"]["base"]["sha256"],
+        "dataset_digest": manifest["dataset"]["digest"],
+    }
+
+
+def _config(run: TrainedRun) -> dict[str, Any]:
+    recipe = run.recipe
+    return {
+        "format": EXPORT_FORMAT,
+        "family": recipe.experiment.family,
+        "identity": run.manifest["identity"],
+        "control": recipe.control.kind,
+        "network": recipe.network.model_dump(mode="json"),
+        "objective": {"sigma_data": recipe.objective.sigma_data},
+        "num_frames": recipe.data.num_frames,
+        "resolution": recipe.data.resolution,
+    }
+
+
+def _provenance(run: TrainedRun, rate: float, base_split: Path, datasets_dir: Path) -> dict[str, Any]:
+    manifest, recipe = run.manifest, run.recipe
+    summary = datasets_dir / recipe.data.dataset / "dataset.json"
+    places = {
+        "dataset": recipe.data.dataset,
+        "kind": recipe.control.kind,
+        "base_split": str(base_split),
+        "run_dir": str(run.run_dir),
+    }
+    return {
+        "format": EXPORT_FORMAT,
+        "run": run.run_dir.name,
+        "identity": manifest["identity"],
+        "attempt": manifest["attempt"],
+        "checkpoint": manifest["checkpoint"],
+        "step": manifest["final_step"],
+        "ema_rate": rate,
+        "recipe": recipe.model_dump(mode="json"),
+        "dataset": manifest["dataset"],
+        "checkpoints": manifest["checkpoints"],
+        "git": manifest.get("git", {}),
+        "hardware": manifest["hardware"],
+        "packages": {name: _version(name) for name in PACKAGES},
+        "metrics": {
+            key: manifest[key]
+            for key in ("held_out_loss", "median_step_s", "tokens_per_s", "peak_memory_gb", "skipped_steps")
+            if key in manifest
+        },
+        "chain": [
+            {"rule": rule, "version": stage_version(module) if module else 1, "made": made.format_map(places)}
+            for rule, module, made in CHAIN
+        ],
+        "dataset_summary": read_json(summary) if summary.is_file() else {},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` hold hard links of the files in `source`, and no other file but what Snakemake keeps there."""
+    files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    for file in files:
+        link_or_copy(source / file, target / file)
+    for path in sorted(target.rglob("*")):
+        if path.is_file() and path.relative_to(target) not in files and not path.name.startswith(".snakemake"):
+            path.unlink()
+
+
+def read_export(model_dir: Path) -> tuple[Recipe, dict[str, Any]]:
+    """Return the recipe and the provenance that an export carries.
+
+    Raises:
+        WorldtuneError: the folder is no export of this version.
+    """
+    provenance = read_json(model_dir / "provenance.json")
+    try:
+        return Recipe.model_validate(provenance["recipe"]), provenance
+    except (KeyError, TypeError, ValidationError) as error:
+        raise WorldtuneError(f"{model_dir} is no export of this version ({error}). Export the run again.") from error

@@ -1,0 +1,249 @@
+"""The Transfer1 training task: networks and tokenizer on a mesh, a batch's loss, the held-out measurement."""
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, read_shard
+from worldtune.common.progress import progress
+from worldtune.dataset.clips import Clip
+from worldtune.recipe.schema import LATENT_FRAMES, LATENT_PIXELS, Recipe
+from worldtune.training.inputs import Inputs, SplitCheckpoint
+from worldtune.training.random import generator
+from worldtune.training.task import Batch, LossOutput, Sample, ValidationRow
+from worldtune.transfer1.batch import ClipDataset, aspect_ratio
+from worldtune.transfer1.conditions import Conditions
+from worldtune.transfer1.control import ControlNetwork
+from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser
+from worldtune.transfer1.loading import LoadReport
+from worldtune.transfer1.network import LATENT_CHANNELS
+from worldtune.transfer1.objective import add_noise, draw, edm_loss
+from worldtune.transfer1.tokenizer import VideoTokenizer
+
+VALIDATION_SEED = 0
+"""Seed of the held-out noise: the same for every run, so that runs can be compared."""
+logger = logging.getLogger(__name__)
+
+
+def build_task(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.device) -> "Transfer1Task":
+    """Build the task from a job's inputs. Collective over all ranks.
+
+    Raises:
+        WorldtuneError: a checkpoint does not fit, or the dataset does not fit the recipe.
+    """
+    control_state = _read_own_shard(inputs.control, mesh) if inputs.control else None
+    built = build_denoiser(recipe, _read_own_shard(inputs.base, mesh), control_state, mesh, device)
+    tokenizer = VideoTokenizer(inputs.tokenizer, recipe.data.num_frames, device, DTYPES[recipe.training.precision])
+    return Transfer1Task(
+        recipe,
+        built.denoiser,
+        LatentEncoder(tokenizer, mesh, device, recipe),
+        ClipDataset(inputs.dataset, recipe),
+        mesh,
+        load_reports=built.load_reports,
+    )
+
+
+def _read_own_shard(checkpoint: SplitCheckpoint, mesh: DeviceMesh) -> dict[str, Tensor]:
+    stem = checkpoint.split_file.name.removesuffix(MANIFEST_SUFFIX)
+    tensor = mesh["tensor"]
+    return read_shard(checkpoint.split_file.parent, stem, tensor.size(), tensor.get_local_rank())
+
+
+class LatentEncoder:
+    """Pixels to scaled latents, each of video and control on a tensor rank of its own where there are two."""
+
+    def __init__(self, tokenizer: VideoTokenizer, mesh: DeviceMesh, device: torch.device, recipe: Recipe) -> None:
+        """Take the tokenizer of this rank."""
+        self.tokenizer = tokenizer
+        self.device = device
+        self.dtype = DTYPES[recipe.training.precision]
+        self.sigma_data = recipe.objective.sigma_data
+        self._mesh = mesh["tensor"]
+
+    @torch.no_grad()
+    def __call__(self, *videos: Tensor) -> list[Tensor]:
+        """Return the latents, float32 [B, 16, T, H, W], of uint8 videos [B, 3, T, H, W].
+
+        Collective over the tensor ranks, which all get the same values.
+        """
+        size, rank = self._mesh.size(), self._mesh.get_local_rank()
+        latents = []
+        for index, video in enumerate(videos):
+            if index % size == rank:
+                latents.append(self.tokenizer.encode(video.to(self.device, self.dtype) / 127.5 - 1).contiguous())
+            else:
+                latents.append(torch.empty(latent_shape(video.shape), dtype=self.dtype, device=self.device))
+        if size > 1:
+            group = self._mesh.get_group()
+            for index, latent in enumerate(latents):
+                dist.broadcast(latent, src=dist.get_global_rank(group, index % size), group=group)
+        return [latent.float() * self.sigma_data for latent in latents]
+
+
+def latent_shape(video_shape_bcthw: Sequence[int]) -> tuple[int, int, int, int, int]:
+    """Return the shape of the latents of a video [B, 3, T, H, W]."""
+    batch, _, frames, height, width = video_shape_bcthw
+    num_latent_frames = (frames - 1) // LATENT_FRAMES + 1
+    return batch, LATENT_CHANNELS, num_latent_frames, height // LATENT_PIXELS, width // LATENT_PIXELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HeldOutClip:
+    """A held-out clip as it is measured; tensors on the CPU."""
+
+    latents: Tensor
+    conditions: Conditions
+
+
+class Transfer1Task:
+    """See worldtune.training.task.Task."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        denoiser: Denoiser,
+        encoder: LatentEncoder,
+        dataset: ClipDataset,
+        mesh: DeviceMesh,
+        *,
+        load_reports: Mapping[str, LoadReport],
+    ) -> None:
+        """Join what `build_task` built."""
+        self.recipe = recipe
+        self.denoiser = denoiser
+        self.encoder = encoder
+        self.dataset = dataset
+        self.mesh = mesh
+        self.load_reports = load_reports
+        self._held_out: dict[str, _HeldOutClip] = {}
+
+    @property
+    def trainable(self) -> ControlNetwork:
+        """The control branch."""
+        return self.denoiser.control
+
+    def make_dataset(self) -> ClipDataset:
+        """Return the training samples by ordinal."""
+        return self.dataset
+
+    def training_loss(self, batch: Batch) -> LossOutput:
+        """Return the loss of a micro-batch at drawn noise; collective over the tensor ranks."""
+        recipe, device = self.recipe, self.encoder.device
+        latents, hint = self.encoder(batch["video"], batch["hint"])
+        draws = draw(
+            batch["ordinal"].tolist(), latents.shape[1:], seed=recipe.training.seed, config=recipe.objective
+        ).to(device)
+        conditions = Conditions(
+            hint_bcthw=hint,
+            text=batch["text"] * draws.keep_text_b[:, None, None],
+            fps=batch["fps"],
+            padding_mask=batch["padding_mask"],
+            indicator_bt=draws.indicator_bt,
+        )
+        noisy = add_noise(latents, draws, sigma_data=recipe.objective.sigma_data)
+        prediction = self.denoiser(noisy, draws.sigma_b, conditions)
+        loss = edm_loss(
+            prediction,
+            latents,
+            sigma_b=draws.sigma_b,
+            indicator_bt=draws.indicator_bt,
+            log_variance_b=self.denoiser.log_variance(draws.sigma_b) if recipe.objective.use_logvar else None,
+            config=recipe.objective,
+        )
+        return LossOutput(loss=loss.loss, edm_loss=loss.edm_loss, num_tokens=self._num_tokens(latents))
+
+    def _num_tokens(self, latents: Tensor) -> int:
+        frames, height, width = self.denoiser.base.grid(latents)
+        return len(latents) * frames * height * width
+
+    @torch.no_grad()
+    def validate(self) -> list[ValidationRow]:
+        """Measure the weighted squared error on held-out clips: fixed noise, text given, no frames given.
+
+        Each clip is measured with its own control and, under the same noise, with that of the next held-out clip of its
+        size. Data-parallel ranks share the clips; all ranks return all rows.
+        """
+        clips = self.dataset.held_out_clips[: self.recipe.validation.max_clips]
+        others = other_clips(clips)
+        data_rank, num_data = self.mesh["data"].get_local_rank(), self.mesh["data"].size()
+        mine = clips[data_rank::num_data]
+        rows = [row for clip in progress(mine, "held-out clips") for row in self._measure(clip, others[clip.clip_id])]
+        if num_data > 1:
+            gathered: list[list[ValidationRow]] = [[] for _ in range(num_data)]
+            dist.all_gather_object(gathered, rows, group=self.mesh.get_group("data"))
+            rows = list(itertools.chain.from_iterable(gathered))
+        return sorted(rows, key=lambda row: (row.clip_id, row.sigma, row.control))
+
+    def _measure(self, clip: Clip, other: Clip | None) -> list[ValidationRow]:
+        device, config = self.encoder.device, self.recipe.objective
+        held_out = self._prepare(clip)
+        latents = held_out.latents.to(device)
+        own = held_out.conditions.to(device)
+        controls = {"own": own}
+        if other is not None:
+            controls["other"] = replace(own, hint_bcthw=self._prepare(other).conditions.hint_bcthw.to(device))
+        keys = []
+        losses = []
+        for sigma in self.recipe.validation.sigmas:
+            stream = generator(VALIDATION_SEED, "validation_noise", clip.clip_id, f"{sigma:g}")
+            noise = torch.randn(latents.shape, generator=stream, dtype=torch.float32).to(device)
+            sigma_b = torch.full((1,), sigma, device=device)
+            for control, conditions in controls.items():
+                prediction = self.denoiser(latents + sigma * noise, sigma_b, conditions)
+                loss = edm_loss(
+                    prediction,
+                    latents,
+                    sigma_b=sigma_b,
+                    indicator_bt=conditions.indicator_bt,
+                    log_variance_b=None,
+                    config=config,
+                )
+                keys.append((sigma, control))
+                losses.append(loss.edm_loss)
+        values = torch.stack(losses).tolist() if losses else []
+        return [
+            ValidationRow(sigma=sigma, clip_id=clip.clip_id, control="own" if control == "own" else "other", loss=value)
+            for (sigma, control), value in zip(keys, values, strict=True)
+        ]
+
+    def _prepare(self, clip: Clip) -> _HeldOutClip:
+        if clip.clip_id not in self._held_out:
+            sample = self.dataset.evaluation_sample(clip)
+            latents, conditions = encode_sample(sample, self.encoder)
+            cpu = torch.device("cpu")
+            held_out = _HeldOutClip(latents=latents.to(cpu), conditions=conditions.to(cpu))
+            self._held_out[clip.clip_id] = held_out
+        return self._held_out[clip.clip_id]
+
+
+def encode_sample(sample: Sample, encoder: LatentEncoder) -> tuple[Tensor, Conditions]:
+    """Return the latents [1, 16, T, H, W] and the conditions of one evaluation sample on the device; no frame given."""
+    tensors = {key: value[None].to(encoder.device) for key, value in sample.items() if isinstance(value, Tensor)}
+    latents, hint = encoder(tensors["video"], tensors["hint"])
+    conditions = Conditions(
+        hint_bcthw=hint,
+        text=tensors["text"],
+        fps=tensors["fps"],
+        padding_mask=tensors["padding_mask"],
+        indicator_bt=torch.zeros(1, latents.shape[2], device=encoder.device),
+    )
+    return latents, conditions
+
+
+def other_clips(clips: Sequence[Clip]) -> dict[str, Clip | None]:
+    """Return for each clip the next one that is fitted to the same size, or None where there is no other."""
+    by_ratio: dict[str, list[Clip]] = {}
+    for clip in clips:
+        by_ratio.setdefault(aspect_ratio(clip), []).append(clip)
+    others: dict[str, Clip | None] = {}
+    for same in by_ratio.values():
+        for clip, following in zip(same, [*same[1:], same[0]], strict=True):
+            others[clip.clip_id] = following if following is not clip else None
+    return others

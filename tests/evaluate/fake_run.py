@@ -1,0 +1,103 @@
+"""A made-up run on disk, as the training and sampling scripts leave one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from worldtune.common.files import write_json
+from worldtune.media.video import write_video
+
+SIGMAS = (0.2, 1.0, 5.0, 20.0)
+CLIPS = ("0a" * 8, "0b" * 8, "0c" * 8)
+
+
+def make_run(root: Path, num_steps: int = 60) -> Path:
+    """Write results/run, datasets/set below `root` and return the run's folder."""
+    rng = np.random.default_rng(0)
+    run = root / "results" / "run"
+    attempt = run / "attempts" / "abcd"
+    attempt.mkdir(parents=True)
+    rows = []
+    for step in range(1, num_steps + 1):
+        parts = {"data_s": 0.02, "forward_s": 0.3, "backward_s": 0.5, "optimizer_s": 0.05}
+        loss = float(np.exp(rng.normal() * 0.5 - step / 60))
+        rows.append(
+            {
+                "step": step,
+                "loss": loss,
+                "edm_loss": loss,
+                "grad_norm": float(np.exp(rng.normal() * 0.3)),
+                "learning_rate": min(step / 20, 1) * 1e-3,
+                "step_s": sum(parts.values()) + 0.01,
+                **parts,
+                "tokens_per_s": 800.0 + float(rng.normal() * 20),
+                "peak_memory_gb": 1.5,
+                "clip_ids": ["0d" * 8],
+                "time": 0.0,
+            }
+        )
+    (attempt / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 61, "lo')
+    validation = []
+    for step in (0, 20, 40, num_steps):
+        for sigma in SIGMAS:
+            for clip in CLIPS:
+                base = 1.0 / sigma**0.5 * (1.2 + 0.1 * CLIPS.index(clip)) * float(np.exp(-step / 200))
+                gain = 1 - 0.1 * step / num_steps
+                validation.append(
+                    {"step": step, "sigma": sigma, "clip_id": clip, "control": "own", "loss": base * gain}
+                )
+                validation.append({"step": step, "sigma": sigma, "clip_id": clip, "control": "other", "loss": base})
+    (attempt / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in validation))
+    write_json(
+        run / "manifest.json",
+        {
+            "format": 1,
+            "run": "run",
+            "identity": "abcd",
+            "attempt": "attempts/abcd",
+            "final_step": num_steps,
+            "checkpoint": "checkpoints/step_000000060",
+            "dataset": {"name": "set", "digest": "0" * 64},
+            "checkpoints": {"base": {"path": "a/b.pt", "sha256": "1" * 64}},
+            "hardware": {"device": "cpu", "processes": 1},
+            "torch": "2",
+            "peak_memory_gb": 1.5,
+            "median_step_s": 0.88,
+        },
+    )
+    dataset = root / "datasets" / "set"
+    clips = [
+        {
+            "clip_id": clip,
+            "source_key": f"{clip[:2]}.mp4",
+            "split": "held_out",
+            "status": "ok",
+            "reason": "",
+            "num_frames": 33,
+            "width": 320,
+            "height": 192,
+            "fps": 24.0,
+            "num_tokens": 12,
+        }
+        for clip in CLIPS
+    ]
+    clips.append({**clips[0], "clip_id": "0e" * 8, "split": None, "status": "unusable", "reason": "0 bytes"})
+    dataset.mkdir(parents=True)
+    pd.DataFrame(clips).to_parquet(dataset / "clips.parquet")
+    write_json(dataset / "dataset.json", {"format": 1, "num_clips": 3, "splits": {"train": 0, "held_out": 3}})
+    for clip in CLIPS:
+        (dataset / "metas").mkdir(exist_ok=True)
+        (dataset / "metas" / f"{clip}.txt").write_text(f"A clip <{clip}> of a ball.")
+    samples = run / "samples"
+    samples.mkdir()
+    frames = rng.integers(0, 255, (5, 48, 240, 3), dtype=np.uint8)
+    write_video(samples / "x.mp4", frames, 24.0)
+    from PIL import Image
+
+    Image.fromarray(frames[0]).save(samples / "x.png")
+    clip_entry = {"clip_id": CLIPS[0], "caption": "A <b>", "video": "x.mp4", "grid": "x.png"}
+    note = {"format": 1, "step": num_steps, "num_steps": 35, "guidance": 7.0, "seed": 1, "clips": [clip_entry]}
+    write_json(samples / "samples.json", note)
+    return run

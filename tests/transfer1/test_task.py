@@ -1,0 +1,193 @@
+import copy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_world import clip_id, tiny_inputs, tiny_recipe
+from torch import Tensor
+from torch.utils.data import default_collate
+from worldtune.common.errors import WorldtuneError
+from worldtune.parallel.mesh import build_mesh
+from worldtune.training.task import Batch
+from worldtune.transfer1.task import Transfer1Task, build_task, other_clips
+
+CPU = torch.device("cpu")
+
+
+def single(root: Path, **sections: dict[str, Any]) -> Transfer1Task:
+    recipe = tiny_recipe(**sections)
+    return build_task(recipe, tiny_inputs(root, recipe), build_mesh("cpu", 1, 1), CPU)
+
+
+def batch_of(task: Transfer1Task, *ordinals: int) -> Batch:
+    return default_collate([task.make_dataset()[ordinal] for ordinal in ordinals])
+
+
+def gradients(task: Transfer1Task, batch: Batch) -> dict[str, Tensor]:
+    task.trainable.zero_grad()
+    task.training_loss(batch).loss.backward()
+    return {name: p.grad.clone() for name, p in task.trainable.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_only_the_control_branch_learns(tiny_world: Path) -> None:
+    task = single(tiny_world)
+    batch = batch_of(task, 0)
+    grads = gradients(task, batch)
+    silent = {name for name, _ in task.trainable.named_parameters()} - set(grads)
+    assert {name.split(".")[0] for name in silent} == {"final_layer"}
+    assert not any(p.requires_grad for p in task.denoiser.base.parameters())
+    assert not any(p.requires_grad for p in task.denoiser.logvar.parameters())
+    output = task.training_loss(batch)
+    assert output.loss.dtype == torch.float32
+    assert not output.edm_loss.requires_grad
+    assert output.num_tokens == 3 * 6 * 10
+    assert set(task.load_reports) == {"base", "logvar", "control"}
+    assert not task.load_reports["control"].missing
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_a_loss_depends_on_the_ordinal_alone(tiny_world: Path) -> None:
+    task = single(tiny_world)
+    first = task.training_loss(batch_of(task, 3)).loss
+    task.training_loss(batch_of(task, 4))
+    torch.manual_seed(7)
+    assert torch.equal(task.training_loss(batch_of(task, 3)).loss, first)
+    again = single(tiny_world)
+    assert torch.equal(again.training_loss(batch_of(again, 3)).loss, first)
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_a_micro_batch_is_the_mean_of_its_samples(tiny_world: Path) -> None:
+    task = single(tiny_world, training={"micro_batch_size": 2, "global_batch_size": 2})
+    together = task.training_loss(batch_of(task, 0, 1)).loss
+    alone = torch.stack([task.training_loss(batch_of(task, ordinal)).loss for ordinal in (0, 1)])
+    torch.testing.assert_close(together, alone.mean())
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_the_uncertainty_head_weighs_the_loss_only_where_asked(tiny_world: Path) -> None:
+    weighed = single(tiny_world)
+    plain = single(tiny_world, objective={"use_logvar": False})
+    batch = batch_of(weighed, 0)
+    first, second = weighed.training_loss(batch), plain.training_loss(batch)
+    assert torch.equal(first.edm_loss, second.edm_loss)
+    assert torch.equal(second.loss.detach(), second.edm_loss)
+    assert not torch.equal(first.loss, second.loss)
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_pretraining_starts_at_the_base(tiny_world: Path) -> None:
+    task = single(tiny_world, checkpoints={"control": ""})
+    batch = batch_of(task, 0)
+    controlled = task.training_loss(batch).edm_loss
+    other = copy.copy(batch)
+    other["hint"] = 255 - batch["hint"]
+    assert torch.equal(task.training_loss(other).edm_loss, controlled)
+    own = dict(task.trainable.named_parameters())
+    base = dict(task.denoiser.base.named_parameters())
+    assert torch.equal(own["x_embedder.proj.1.weight"], base["x_embedder.proj.1.weight"])
+    again = single(tiny_world, checkpoints={"control": ""})
+    for name, parameter in again.trainable.named_parameters():
+        assert torch.equal(parameter, own[name]), name
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_held_out_rows_are_paired_and_repeatable(tiny_world: Path) -> None:
+    task = single(tiny_world)
+    rows = task.validate()
+    keys = [(row.clip_id, row.sigma, row.control) for row in rows]
+    # Clip 5 has a size of its own, so there is no other control for it.
+    assert keys == [
+        *((clip_id(digit), sigma, control) for digit in "34" for sigma in (0.5, 5.0) for control in ("other", "own")),
+        *((clip_id("5"), sigma, "own") for sigma in (0.5, 5.0)),
+    ]
+    assert all(row.loss > 0 for row in rows)
+    by_key = dict(zip(keys, rows, strict=True))
+    assert by_key[keys[0]].loss != by_key[keys[1]].loss
+    assert task.validate() == rows
+    assert single(tiny_world, training={"seed": 6}).validate() == rows
+    batch = batch_of(task, 0)
+    first = task.training_loss(batch).loss
+    task.validate()
+    assert torch.equal(task.training_loss(batch).loss, first)
+
+
+def test_other_controls_come_from_the_next_clip_of_the_same_size(tiny_world: Path) -> None:
+    clips = tiny_inputs(tiny_world, tiny_recipe()).dataset.split("held_out")
+    others = other_clips([*clips, replace(clips[0], clip_id=clip_id("6"))])
+    assert {key[0]: value.clip_id[0] if value else None for key, value in others.items()} == {
+        "3": "4",
+        "4": "6",
+        "6": "3",
+        "5": None,
+    }
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_given_frames_need_a_network_that_takes_them(tiny_world: Path) -> None:
+    recipe = tiny_recipe()
+    network = recipe.network.model_dump()
+    network["base"]["in_channels"] = network["control"]["in_channels"] = 16
+    with pytest.raises(WorldtuneError, match=r"x_embedder\.proj\.1\.weight"):
+        single(tiny_world, network=network)
+
+
+RANK_PROGRAM = """
+import sys
+import torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tiny_world import tiny_inputs, tiny_recipe
+from torch.distributed.tensor import DTensor
+from torch.utils.data import default_collate
+from worldtune.parallel.mesh import build_mesh
+from worldtune.transfer1.task import build_task
+import torch.distributed as dist
+
+root, out, tensor, data = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+torch.set_num_threads(1)
+layout = {"tensor": tensor, "data": data, "sequence": tensor > 1}
+recipe = tiny_recipe(parallel=layout, training={"global_batch_size": data})
+mesh = build_mesh("cpu", data, tensor)
+task = build_task(recipe, tiny_inputs(root, recipe), mesh, torch.device("cpu"))
+batch = default_collate([task.make_dataset()[0]])
+output = task.training_loss(batch)
+output.loss.backward()
+whole = lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+grads = {name: whole(p.grad) for name, p in task.trainable.named_parameters() if p.grad is not None}
+rows = [(row.clip_id, row.sigma, row.control, row.loss) for row in task.validate()]
+torch.save({"loss": output.loss.detach(), "grads": grads, "rows": rows}, out / f"{dist.get_rank()}.pt")
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(("tensor", "data"), [(2, 1), (1, 2)])
+@pytest.mark.usefixtures("own_process_group")
+def test_two_ranks_agree_with_one(tiny_world: Path, tmp_path: Path, tensor: int, data: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = tmp_path / "rank.py"
+    script.write_text(RANK_PROGRAM)
+    here = str(Path(__file__).parent)
+    subprocess.run(
+        [*command, str(script), here, str(tiny_world), str(tmp_path), str(tensor), str(data)], check=True, timeout=300
+    )
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    task = single(tiny_world)
+    batch = batch_of(task, 0)
+    expected = gradients(task, batch)
+    loss = task.training_loss(batch).loss
+    rows = task.validate()
+    for result in results:
+        torch.testing.assert_close(result["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
+        assert result["grads"].keys() == expected.keys()
+        for name, gradient in expected.items():
+            scale = float(gradient.abs().max()) or 1.0
+            torch.testing.assert_close(result["grads"][name] / scale, gradient / scale, rtol=0, atol=2e-5, msg=name)
+        assert [row[:3] for row in result["rows"]] == [(row.clip_id, row.sigma, row.control) for row in rows]
+        assert [row[3] for row in result["rows"]] == pytest.approx([row.loss for row in rows], rel=1e-5)
