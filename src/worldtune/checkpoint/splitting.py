@@ -17,8 +17,10 @@ from worldtune.checkpoint.reading import read_checkpoint
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, read_json, sha256_file, write_json
 from worldtune.common.progress import progress
-from worldtune.parallel.axes import split_dim
-from worldtune.parallel.shards import shard
+from worldtune.parallel.axes import shard, split_dim
+
+VERSION = 1
+"""Raised when a change of the split should make the existing ones anew."""
 
 MANIFEST_SUFFIX = ".split.json"
 """End of a split's manifest."""

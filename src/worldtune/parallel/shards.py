@@ -4,24 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from worldtune.common.errors import WorldtuneError
-
-
-def shard(full: Tensor, dim: int | None, degree: int, rank: int, name: str) -> Tensor:
-    """Return a view of rank `rank`'s piece of `full` along `dim`; None gives the whole tensor.
-
-    Raises:
-        WorldtuneError: the axis cannot be cut into `degree` equal pieces; the message has `name`.
-    """
-    if dim is None:
-        return full
-    if dim >= full.dim() or full.shape[dim] % degree:
-        raise WorldtuneError(
-            f"{name} has shape {tuple(full.shape)}: axis {dim} cannot be cut into {degree} equal pieces. Choose a "
-            "tensor-parallel degree that divides it."
-        )
-    length = full.shape[dim] // degree
-    return full.narrow(dim, rank * length, length)
+from worldtune.parallel.axes import shard
 
 
 def shard_dim(tensor: Tensor) -> int | None:

@@ -31,6 +31,8 @@ from worldtune.transfer1.rotary import RopeAngles, RotaryPositions, Rotation, ro
 
 LATENT_CHANNELS = 16
 """Channels of the video latents."""
+MIN_HEAD_CHANNELS = 12
+"""Channels of a head that give each of the three rotary axes two frequencies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,6 +433,11 @@ def _validate(config: NetworkConfig, num_blocks: int) -> None:
     if config.model_channels % config.num_heads or config.model_channels // config.num_heads % 2:
         raise WorldtuneError(
             f"model_channels = {config.model_channels} is not num_heads = {config.num_heads} times an even number."
+        )
+    if config.model_channels // config.num_heads < MIN_HEAD_CHANNELS:
+        raise WorldtuneError(
+            f"model_channels = {config.model_channels} over num_heads = {config.num_heads} leaves fewer than "
+            f"{MIN_HEAD_CHANNELS} channels a head, too few for rotary angles on three axes."
         )
     if not 0 < num_blocks <= config.num_blocks:
         raise WorldtuneError(f"num_control_blocks = {num_blocks} is more than num_blocks = {config.num_blocks}.")

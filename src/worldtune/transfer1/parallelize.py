@@ -5,8 +5,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.parallel.axes import split_dim
-from worldtune.parallel.shards import shard
+from worldtune.parallel.axes import shard, split_dim
 from worldtune.parallel.tokens import TokenParallel
 from worldtune.transfer1.network import DiffusionTransformer
 
