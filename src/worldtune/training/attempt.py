@@ -119,7 +119,7 @@ def record_start(attempt: Attempt, *, device: torch.device, world_size: int) -> 
             "versions": {
                 "worldtune": importlib.metadata.version("worldtune"),
                 "python": platform.python_version(),
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),
                 "cuda": torch.version.cuda,
             },
             "hardware": _hardware(device, world_size),

@@ -51,6 +51,8 @@ class BatchReader:
             make_dataset(),
             batch_sampler=sampler,
             num_workers=num_workers,
+            # A forked worker sees that its parent was killed and ends; one of a fork server stays for ever.
+            multiprocessing_context="fork" if num_workers else None,
             prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
             pin_memory=device.type == "cuda",
             worker_init_fn=_init_worker,

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,10 @@ def read_weights(checkpoint: Path, ema_rate: float | None) -> dict[str, Tensor]:
     if not weights:
         rates = sorted({key.split(".exp_")[0].removesuffix(".") for key in stored if key.startswith("ema.")})[:1]
         raise WorldtuneError(f"{checkpoint} has no average of rate {ema_rate}; it has names such as {rates}.")
-    dcp.load(weights, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        # It says that no_dist means one process, which is what is asked for.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(weights, storage_reader=reader, no_dist=True)
     return {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
 
 

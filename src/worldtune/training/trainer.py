@@ -196,8 +196,6 @@ class _Trainer:
         clock.mark("optimizer")
         seconds = clock.finish()
         self.recent_step_s.append(seconds["step_s"])
-        if not is_finite:
-            self._count_skipped(clip_ids)
         if self.is_main:
             tokens = num_tokens * self.layout.data
             self._record(
@@ -214,6 +212,8 @@ class _Trainer:
                     "time": time.time(),
                 }
             )
+        if not is_finite:
+            self._count_skipped(clip_ids)
         return stopped
 
     def _accumulate(self, step: int, clock: StepClock) -> tuple[list[float | None], list[str], int]:

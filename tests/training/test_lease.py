@@ -1,0 +1,66 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from worldtune.training.errors import TemporaryError
+from worldtune.training.lease import Lease
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from worldtune.training.lease import Lease
+assert Lease(Path(sys.argv[1])).try_acquire() is None
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_taken_over_at_once_from_a_killed_process(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    lease = Lease(tmp_path)
+    holder = lease.try_acquire()
+    assert holder is not None
+    assert str(process.pid) in holder
+    process.kill()
+    process.wait()
+    assert lease.try_acquire() is None
+    lease.check()
+    lease.release()
+    assert not (tmp_path / "lease.json").exists()
+
+
+def test_other_host_is_trusted_until_its_heartbeat_is_old(tmp_path: Path) -> None:
+    first = Lease(tmp_path, heartbeat_s=60)
+    assert first.try_acquire() is None
+    path = tmp_path / "lease.json"
+    record = json.loads(path.read_text())
+    record |= {"host": "elsewhere", "pid": 1, "slurm_job_id": "77"}
+    path.write_text(json.dumps(record))
+    second = Lease(tmp_path)
+    holder = second.try_acquire()
+    assert holder == "process 1 on elsewhere, SLURM job 77"
+    path.write_text(json.dumps(record | {"heartbeat": time.time() - 61}))
+    assert second.try_acquire() is None
+    with pytest.raises(TemporaryError, match=str(os.getpid())):
+        first.check()
+    first.release()
+    second.check()
+    second.release()
+
+
+def test_heartbeat_goes_on(tmp_path: Path) -> None:
+    lease = Lease(tmp_path, heartbeat_s=0.02)
+    assert lease.try_acquire() is None
+    before = json.loads((tmp_path / "lease.json").read_text())["heartbeat"]
+    deadline = time.monotonic() + 10
+    while json.loads((tmp_path / "lease.json").read_text())["heartbeat"] == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    lease.release()

@@ -1,0 +1,214 @@
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch.distributed.device_mesh import DeviceMesh
+from trainer_toy import ToyTask, toy_recipe
+
+import worldtune.training.run as run_module
+from worldtune.common.errors import WorldtuneError
+from worldtune.recipe.schema import Recipe
+from worldtune.training.inputs import Inputs, SplitCheckpoint, find_inputs
+from worldtune.training.metrics import read_rows
+from worldtune.training.run import run_training
+from worldtune.training.signals import EXIT_STOPPED
+
+
+def inputs() -> Inputs:
+    base = SplitCheckpoint(source="toy/base.pt", source_sha256="b" * 64, split_file=Path("base.split.json"))
+    dataset: Any = SimpleNamespace(name="toy", digest="d" * 64)
+    return Inputs(
+        dataset=dataset,
+        base=base,
+        control=None,
+        tokenizer_name="toy/tokenizer",
+        tokenizer=Path("toy/tokenizer"),
+        tokenizer_sha256="t" * 64,
+    )
+
+
+class Job:
+    """Runs training jobs in this process and remembers what they built."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.events: dict[str, str] = {}
+        self.num_built = 0
+
+    def build(self, recipe: Recipe, _inputs: Inputs, mesh: DeviceMesh, _device: torch.device) -> ToyTask:
+        self.num_built += 1
+        return ToyTask(recipe, mesh, self.events)
+
+    def __call__(self, recipe: Recipe, *, has_overrides: bool = False, manifest: Path | None = None) -> int:
+        return run_training(
+            recipe,
+            self.folder,
+            self.build,
+            has_overrides=has_overrides,
+            manifest=manifest,
+            datasets=self.folder,
+            checkpoints=self.folder,
+        )
+
+    def attempts(self) -> list[Path]:
+        return sorted((self.folder / "attempts").iterdir())
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(run_module, "find_inputs", lambda *_args, **_kwargs: inputs())
+    return Job(tmp_path / "toy_run")
+
+
+def test_records_of_a_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JWT_TOKEN", "secret")
+    monkeypatch.setenv("HOME_ADDRESS", "private")
+    assert job(toy_recipe()) == 0
+    (attempt,) = job.attempts()
+    manifest = json.loads((job.folder / "manifest.json").read_text())
+    assert manifest == json.loads((attempt / "manifest.json").read_text())
+    assert manifest["attempt"] == f"attempts/{attempt.name}"
+    assert (attempt / manifest["checkpoint"]).is_dir()
+    assert (manifest["final_step"], manifest["skipped_steps"]) == (8, 0)
+    assert manifest["checkpoints"]["base"] == {"path": "toy/base.pt", "sha256": "b" * 64}
+    assert manifest["held_out_loss"]["first"].keys() == {"1"}
+    (start,) = yaml.safe_load((attempt / "launch_info.yaml").read_text())
+    assert (start["world_size"], start["slurm_job_id"]) == (1, "12")
+    (environment,) = yaml.safe_load((attempt / "job_env.yaml").read_text())
+    assert environment["environment"]["SLURM_JOB_ID"] == "12"
+    assert not {"SLURM_JWT_TOKEN", "HOME_ADDRESS"} & environment["environment"].keys()
+    assert yaml.safe_load((attempt / "config.yaml").read_text())["training"]["seed"] == 5
+    assert not (attempt / "lease.json").exists()
+
+
+def test_finished_attempt_trains_nothing_and_a_longer_one_goes_on(job: Job) -> None:
+    assert job(toy_recipe()) == 0
+    first = json.loads((job.folder / "manifest.json").read_text())
+    (job.folder / "manifest.json").unlink()
+    assert job(toy_recipe()) == 0
+    assert job.num_built == 1
+    assert json.loads((job.folder / "manifest.json").read_text()) == first
+    assert job(toy_recipe(training__max_iter=10)) == 0
+    (attempt,) = job.attempts()
+    assert [row["step"] for row in read_rows(attempt / "metrics.jsonl")] == list(range(1, 11))
+    assert len(yaml.safe_load((attempt / "launch_info.yaml").read_text())) == 2
+    assert (attempt / "config.0001.yaml").exists()
+    with pytest.raises(WorldtuneError, match=r"beyond training\.max_iter = 9"):
+        job(toy_recipe(training__max_iter=9))
+
+
+def test_overrides_have_their_own_attempt_and_leave_the_run_alone(job: Job, tmp_path: Path) -> None:
+    assert job(toy_recipe(training__seed=6), has_overrides=True) == 0
+    assert not (job.folder / "manifest.json").exists()
+    assert (job.attempts()[0] / "manifest.json").exists()
+    assert job(toy_recipe(), manifest=tmp_path / "declared.json") == 0
+    assert len(job.attempts()) == 2
+    assert (tmp_path / "declared.json").exists()
+
+
+def test_failure_that_a_retry_cannot_mend(job: Job) -> None:
+    recipe = toy_recipe(training__max_iter=40)
+    job.events = {str(ordinal): "nan" for ordinal in range(8, 200)}
+    with pytest.raises(WorldtuneError, match="20 steps in a row are not finite"):
+        job(recipe)
+    torch.distributed.destroy_process_group()
+    (attempt,) = job.attempts()
+    rows = read_rows(attempt / "metrics.jsonl")
+    assert [row["grad_norm"] is None for row in rows] == [False] * 2 + [True] * 20
+    with pytest.raises(WorldtuneError, match=r"retry cannot mend[\s\S]*delete"):
+        job(recipe)
+    assert job.num_built == 1
+    job.events = {}
+    # Another layout is the same attempt under other circumstances.
+    again = toy_recipe(training__max_iter=40, training__micro_batch_size=1, training__gradient_accumulation=4)
+    assert job(again) == 0
+    assert job.attempts() == [attempt]
+    assert (attempt / "fatal.0001.json").exists()
+    assert not (attempt / "fatal.json").exists()
+
+
+def test_single_bad_batch_is_skipped(job: Job) -> None:
+    job.events = {"9": "nan"}
+    assert job(toy_recipe()) == 0
+    assert json.loads((job.folder / "manifest.json").read_text())["skipped_steps"] == 1
+
+
+def test_stop_file(job: Job) -> None:
+    job.events = {"9": "SIGUSR1"}
+    assert job(toy_recipe()) == EXIT_STOPPED
+    (attempt,) = job.attempts()
+    (attempt / "stop").touch()
+    assert job(toy_recipe()) == EXIT_STOPPED
+    assert job.num_built == 1
+    (attempt / "stop").unlink()
+    assert job(toy_recipe()) == 0
+    assert len(read_rows(attempt / "metrics.jsonl")) == 8
+
+
+def test_wrong_number_of_processes_is_named(job: Job) -> None:
+    with pytest.raises(WorldtuneError, match=r"needs 8 processes .*--nproc_per_node=8"):
+        job(toy_recipe(parallel__tensor=8))
+
+
+def test_missing_inputs_name_their_target(tmp_path: Path) -> None:
+    with pytest.raises(WorldtuneError, match=r"snakemake .*datasets/toy/dataset.json"):
+        find_inputs(toy_recipe(), datasets=tmp_path / "datasets", checkpoints=tmp_path)
+
+
+LAUNCH = "src/scripts/launch.sh"
+PRINT_ARGUMENTS = "#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n"
+
+
+def launch(tmp_path: Path, *arguments: str, **environment: str) -> list[str]:
+    """Run launch.sh with programs that print their arguments in the place of python, srun and scontrol."""
+    for name, text in (
+        ("python", PRINT_ARGUMENTS),
+        ("srun", PRINT_ARGUMENTS),
+        ("scontrol", "#!/usr/bin/env bash\nprintf 'node1\\nnode2\\n'\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    result = subprocess.run(
+        ["bash", LAUNCH, "--python", str(tmp_path / "python"), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", **environment},
+    )
+    return result.stdout.splitlines()
+
+
+def test_launch_on_one_node(tmp_path: Path) -> None:
+    found = launch(tmp_path, "--nodes", "1", "--processes-per-node", "8", "train.py", "a recipe", "--", "a.b=c d")
+    assert found[:3] == ["-m", "torch.distributed.run", "--nproc_per_node=8"]
+    assert found[-5:] == ["--standalone", "train.py", "a recipe", "--", "a.b=c d"]
+    assert "--shutdown-timeout=600" in found
+
+
+def test_launch_on_two_nodes(tmp_path: Path) -> None:
+    options = ("--nodes", "2", "--processes-per-node", "8")
+    outside = launch(tmp_path, "--gres", "gpu:8", *options, "train.py", "recipe", "--dryrun")
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--gres=gpu:8"} <= set(outside)
+    assert outside[-3:] == ["train.py", "recipe", "--dryrun"]
+    inside = launch(
+        tmp_path,
+        *outside[outside.index("--inside") :],
+        SLURM_JOB_ID="30007",
+        SLURM_STEP_ID="1",
+        SLURM_NODEID="1",
+        SLURM_JOB_NODELIST="node[1-2]",
+    )
+    assert {"--nnodes=2", "--node-rank=1", "--rdzv-id=30007.1", "--rdzv-endpoint=node1:20007"} <= set(inside)
+    assert inside[-3:] == ["train.py", "recipe", "--dryrun"]
+
+
+def test_launch_refuses_unknown_options(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        launch(tmp_path, "--node", "2", "train.py")

@@ -1,0 +1,197 @@
+"""A task of a few hundred parameters, and processes that train it."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.data import Dataset
+
+from worldtune.parallel.mesh import build_mesh
+from worldtune.recipe.schema import Recipe
+from worldtune.training.lease import Lease
+from worldtune.training.metrics import NullTracker
+from worldtune.training.order import clip_index
+from worldtune.training.random import generator
+from worldtune.training.signals import EXIT_STOPPED, StopRequest
+from worldtune.training.task import Batch, LossOutput, Sample, ValidationRow
+from worldtune.training.trainer import train
+
+NUM_CLIPS = 7
+WIDTH = 8
+
+
+def toy_recipe(**overrides: Any) -> Recipe:
+    """A recipe whose networks and paths nobody reads; overrides are `section__key=value`."""
+    network = {"in_channels": 16, "model_channels": 8, "num_blocks": 1, "num_heads": 2}
+    values: dict[str, Any] = {
+        "experiment": {"family": "transfer1", "description": "toy"},
+        "data": {"dataset": "toy", "num_workers": 0},
+        "network": {"size": "toy", "base": network, "control": network},
+        "checkpoints": {"base": "toy/base.pt", "tokenizer": "toy/tokenizer"},
+        "control": {"kind": "edge"},
+        "optimizer": {"learning_rate": 0.05},
+        "schedule": {"warmup_steps": 3},
+        "ema": {"rates": [0.1, 0.05]},
+        "training": {
+            "max_iter": 8,
+            "seed": 5,
+            "global_batch_size": 4,
+            "gradient_accumulation": 2,
+            "micro_batch_size": 2,
+            "precision": "float32",
+        },
+        "parallel": {"tensor": 1, "data": 1},
+        "validation": {"every": 4},
+        "saving": {"every": 3, "keep_last": 2},
+    }
+    for name, value in overrides.items():
+        section, key = name.split("__")
+        values[section] = {**values.get(section, {}), key: value}
+    return Recipe.model_validate(values)
+
+
+class ToyDataset(Dataset[Sample]):
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __getitem__(self, ordinal: int) -> Sample:
+        clip = clip_index(self.seed, ordinal, NUM_CLIPS)
+        pixels = torch.randint(256, (WIDTH,), generator=generator(clip, "pixels"), dtype=torch.uint8)
+        return {"clip_id": f"clip{clip}", "ordinal": torch.tensor(ordinal), "video": pixels}
+
+
+class ToyNetwork(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(11)
+        self.norm = nn.LayerNorm(WIDTH, dtype=dtype)
+        self.up = nn.Linear(WIDTH, 2 * WIDTH, dtype=dtype)
+        self.down = nn.Linear(2 * WIDTH, WIDTH, dtype=dtype)
+        self.dead = nn.Linear(WIDTH, 2, dtype=dtype)
+        self.frozen = nn.Linear(WIDTH, WIDTH, dtype=dtype).requires_grad_(False)
+
+    def forward(self, x_bd: Tensor) -> Tensor:
+        return self.down(torch.nn.functional.gelu(self.up(self.norm(self.frozen(x_bd)))))
+
+
+class ToyTask:
+    """`events` maps a sample number to what happens when it is trained on: "kill", "nan" or a signal's name."""
+
+    def __init__(self, recipe: Recipe, mesh: DeviceMesh, events: dict[str, str] | None = None) -> None:
+        self.recipe = recipe
+        self.dtype = torch.bfloat16 if recipe.training.precision == "bfloat16" else torch.float32
+        self.trainable = ToyNetwork(self.dtype)
+        if mesh["tensor"].size() > 1:
+            parallelize_module(self.trainable, mesh["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        self.events = events or {}
+
+    def make_dataset(self) -> ToyDataset:
+        return ToyDataset(self.recipe.training.seed)
+
+    def training_loss(self, batch: Batch) -> LossOutput:
+        x = batch["video"].float() / 127.5 - 1
+        noise = torch.stack(
+            [
+                torch.randn(WIDTH, generator=generator(self.recipe.training.seed, "noise", ordinal))
+                for ordinal in batch["ordinal"].tolist()
+            ]
+        )
+        loss = (self.trainable((x + noise).to(self.dtype)).float() - x).square().mean()
+        for ordinal in batch["ordinal"].tolist():
+            event = self.events.get(str(ordinal))
+            if event == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif event == "nan":
+                loss = loss * float("nan")
+            elif event is not None:
+                os.kill(os.getpid(), signal.Signals[event])
+        return LossOutput(loss=loss, edm_loss=loss.detach(), num_tokens=len(x))
+
+    def validate(self) -> list[ValidationRow]:
+        total = sum(parameter.float().sum().item() for parameter in self.trainable.frozen.parameters())
+        return [ValidationRow(sigma=1.0, clip_id="clip0", control="own", loss=total**2)]
+
+
+def train_toy(attempt: Path, recipe: Recipe, events: dict[str, str] | None = None) -> int:
+    """Train in this process, whose environment tells its rank; returns its exit code."""
+    torch.set_num_threads(1)
+    mesh = build_mesh("cpu", recipe.parallel.data, recipe.parallel.tensor)
+    lease = Lease(attempt) if torch.distributed.get_rank() == 0 else None
+    if lease is not None:
+        assert lease.try_acquire() is None
+    result = train(
+        recipe,
+        ToyTask(recipe, mesh, events),
+        attempt,
+        mesh=mesh,
+        device=torch.device("cpu"),
+        stop=StopRequest(attempt),
+        lease=lease,
+        tracker=NullTracker(),
+    )
+    if lease is not None:
+        lease.release()
+    return EXIT_STOPPED if result.stopped is not None else 0
+
+
+def _child(rank: int, world_size: int, port: int, attempt: str, recipe: str, events: str) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    code = train_toy(Path(attempt), Recipe.model_validate_json(recipe), json.loads(events))
+    torch.distributed.destroy_process_group()
+    sys.exit(code)
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    # PyTorch, and what its optimizers import later, is imported once, by the server that all processes are forked from.
+    # It finds modules by this variable only.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    context.set_forkserver_preload(["trainer_toy", "torch._dynamo"])
+    return context
+
+
+def start_ranks(
+    attempt: Path, recipe: Recipe, events_by_rank: dict[int, dict[str, str]] | None = None
+) -> list[ForkServerProcess]:
+    """Start the ranks of a recipe as processes of their own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(recipe.world_size):
+        events = json.dumps((events_by_rank or {}).get(rank, {}))
+        arguments = (rank, recipe.world_size, port, str(attempt), recipe.model_dump_json(), events)
+        process = _context().Process(target=_child, args=arguments)
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def exit_codes(processes: list[ForkServerProcess], timeout_s: float = 60.0) -> list[int | None]:
+    """Wait for ranks; where one was killed the others are ended, as torchrun would."""
+    deadline = time.monotonic() + timeout_s
+    while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+        if any(process.exitcode is not None and process.exitcode not in (0, EXIT_STOPPED) for process in processes):
+            break
+        time.sleep(0.02)
+    for process in processes:
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
