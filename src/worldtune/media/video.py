@@ -373,7 +373,8 @@ def video_writer(path: Path, fps: float, *, lossless: bool = False) -> Iterator[
             form = "gray" if frames.ndim == 3 else "rgb24"
             for pixels in frames:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=form)
-                container.mux(stream.encode(frame))
+                # Left to the encoder, this conversion now and then gives other pixels for the same frame.
+                container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
 
         yield append
         if stream is None:

@@ -163,10 +163,11 @@ def _held_out_loss(rows: list[Row]) -> dict[str, Any]:
     for when, step in (("first", min(row["step"] for row in rows)), ("last", max(row["step"] for row in rows))):
         for control, suffix in (("own", ""), ("other", "_other_control")):
             chosen = [row for row in rows if row["step"] == step and row["control"] == control]
-            result[when + suffix] = {
-                f"{sigma:g}": mean(row["loss"] for row in chosen if row["sigma"] == sigma)
-                for sigma in sorted({row["sigma"] for row in chosen})
-            }
+            if chosen:
+                result[when + suffix] = {
+                    f"{sigma:g}": mean(row["loss"] for row in chosen if row["sigma"] == sigma)
+                    for sigma in sorted({row["sigma"] for row in chosen})
+                }
     return result
 
 
