@@ -51,8 +51,10 @@ if [[ -z ${OMP_NUM_THREADS:-} ]]; then
 fi
 
 # torchrun kills its processes 30 s after a signal by default; a large model's step and checkpoint take longer.
-torchrun=("$python" -m torch.distributed.run --nproc_per_node="$processes" --max-restarts=0
-  --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout=600)
+# As variables, which a version without these options passes over.
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+export PET_SHUTDOWN_TIMEOUT=600
+torchrun=("$python" -m torch.distributed.run --nproc_per_node="$processes" --max-restarts=0)
 if [[ $nodes -eq 1 ]]; then
   exec "${torchrun[@]}" --standalone "$@"
 fi

@@ -25,7 +25,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dryrun", action="store_true", help="print and write the resolved recipe, train nothing")
     parser.add_argument("--expect", metavar="FINGERPRINT", help="refuse if the recipe's values are not these")
     parser.add_argument("--manifest", type=Path, help="where the manifest goes; default: results/<run>/manifest.json")
-    return parser.parse_args()
+    # Overrides may follow options, with or without the --, which some launchers swallow.
+    return parser.parse_intermixed_args([argument for argument in sys.argv[1:] if argument != "--"])
 
 
 def main() -> None:

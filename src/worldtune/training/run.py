@@ -78,52 +78,78 @@ def run_training(
     )
     if manifest is None and not has_overrides:
         manifest = run_folder / MANIFEST
-    if attempt.finished():
-        if rank == 0:
-            logger.info("%s is at step %d already; nothing to train", attempt.folder, recipe.training.max_iter)
-            write_manifest(attempt, manifest)
-        return 0
-    refuse_fatal(attempt)
     stop = StopRequest(attempt.folder)
-    if stop.reason() is not None:
-        logger.warning("not starting: %s", stop.reason())
-        return EXIT_STOPPED
-    with fatal_recorded(attempt):
-        exit_code = _train_under_lease(attempt, build_task, stop, manifest)
+    device = _device(recipe)
+    mesh = build_mesh(device.type, recipe.parallel.data, recipe.parallel.tensor)
+    exit_code = _run_under_lease(attempt, build_task, mesh, device, stop, manifest)
     # Not after an error: the other ranks are then in a collective that this one will never join; torchrun ends them.
     dist.destroy_process_group()
     return exit_code
 
 
-def _train_under_lease(attempt: Attempt, build_task: BuildTask, stop: StopRequest, manifest: Path | None) -> int:
-    recipe = attempt.recipe
-    device = _device(recipe)
-    mesh = build_mesh(device.type, recipe.parallel.data, recipe.parallel.tensor)
-    is_main = dist.get_rank() == 0
+def _run_under_lease(
+    attempt: Attempt,
+    build_task: BuildTask,
+    mesh: DeviceMesh,
+    device: torch.device,
+    stop: StopRequest,
+    manifest: Path | None,
+) -> int:
     attempt.folder.mkdir(parents=True, exist_ok=True)
-    lease = Lease(attempt.folder) if is_main else None
-    tracker: Tracker = NullTracker()
+    lease = Lease(attempt.folder) if dist.get_rank() == 0 else None
     try:
         if not _acquire(lease, attempt, stop):
             return EXIT_STOPPED
-        if is_main:
-            set_fatal_aside(attempt)
-            record_start(attempt, device=device, world_size=recipe.world_size)
-            tracker = _tracker(attempt)
-        task = build_task(recipe, attempt.inputs, mesh, device)
-        result = train(recipe, task, attempt.folder, mesh=mesh, device=device, stop=stop, lease=lease, tracker=tracker)
-        if result.stopped is not None:
-            logger.warning("stopped after step %d of %d: %s", result.step, recipe.training.max_iter, result.stopped)
-            return EXIT_STOPPED
-        if is_main:
+        if not _finished(attempt):
+            refuse_fatal(attempt)
+            with fatal_recorded(attempt):
+                stopped = _train(attempt, build_task, mesh, device, stop, lease)
+            if stopped:
+                return EXIT_STOPPED
+        if lease is not None:
             write_manifest(attempt, manifest)
-            logger.info("trained %d steps; step %d is the last", result.new_steps, result.step)
         dist.barrier()
         return 0
     finally:
-        tracker.finish()
         if lease is not None:
             lease.release()
+
+
+def _train(
+    attempt: Attempt,
+    build_task: BuildTask,
+    mesh: DeviceMesh,
+    device: torch.device,
+    stop: StopRequest,
+    lease: Lease | None,
+) -> bool:
+    """Train on all ranks; returns whether it was stopped."""
+    recipe = attempt.recipe
+    tracker: Tracker = NullTracker()
+    if lease is not None:
+        set_fatal_aside(attempt)
+        record_start(attempt, device=device, world_size=recipe.world_size)
+        tracker = _tracker(attempt)
+    try:
+        task = build_task(recipe, attempt.inputs, mesh, device)
+        result = train(recipe, task, attempt.folder, mesh=mesh, device=device, stop=stop, lease=lease, tracker=tracker)
+    finally:
+        tracker.finish()
+    if result.stopped is not None:
+        logger.warning("stopped after step %d of %d: %s", result.step, recipe.training.max_iter, result.stopped)
+        return True
+    logger.info("trained %d steps; step %d is the last", result.new_steps, result.step)
+    return False
+
+
+def _finished(attempt: Attempt) -> bool:
+    found = [False]
+    if dist.get_rank() == 0:
+        found = [attempt.finished()]
+        if found[0]:
+            logger.info("%s is at step %d; nothing to train", attempt.folder, attempt.recipe.training.max_iter)
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def _acquire(lease: Lease | None, attempt: Attempt, stop: StopRequest) -> bool:
@@ -133,15 +159,15 @@ def _acquire(lease: Lease | None, attempt: Attempt, stop: StopRequest) -> bool:
     """
     announced = -ANNOUNCE_S
     while True:
+        reasons: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(reasons, stop.reason())
+        if any(reasons):
+            logger.warning("not starting: %s", next(reason for reason in reasons if reason))
+            return False
         holder = [lease.try_acquire() if lease is not None else None]
         dist.broadcast_object_list(holder, src=0)
         if holder[0] is None:
             return True
-        flags: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(flags, stop.reason())
-        if any(flags):
-            logger.warning("stopped while waiting for %s, which holds %s", holder[0], attempt.folder)
-            return False
         if time.monotonic() - announced >= ANNOUNCE_S:
             announced = time.monotonic()
             logger.info("waiting: %s holds %s", holder[0], attempt.folder)

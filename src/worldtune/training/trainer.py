@@ -256,7 +256,7 @@ class _Trainer:
         reason = self.stop.reason()
         flags = torch.stack([(~torch.isfinite(norm)).float(), torch.full_like(norm, float(reason is not None))])
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        # The only wait for the device in a step, before the clock's.
+        # Waits for the device, which has nothing to do before the host knows the norm.
         value, not_finite, stop = torch.cat([norm[None], flags]).tolist()
         return value, not not_finite, (reason or "a signal to another rank") if stop else None
 
