@@ -11,13 +11,37 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
-def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_world import make_world
 
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("world")
     make_world(root)
-    yield root
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_world: Path) -> Path:
+    """A run of two steps, trained in this process."""
+    from tiny_world import tiny_recipe
+
+    from worldtune.training.run import run_training
+    from worldtune.transfer1.task import build_task
+
+    run_dir = tiny_world / "results" / "tiny_run"
+    code = run_training(
+        tiny_recipe(),
+        run_dir,
+        build_task,
+        has_overrides=False,
+        manifest=None,
+        datasets=tiny_world / "datasets",
+        checkpoints=tiny_world / "checkpoints",
+    )
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    assert code == 0
+    return run_dir
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import torch
 from tiny_world import NUM_FRAMES, TEXT_CHANNELS, clip_id, tiny_recipe
 from torch import Tensor
 from torch.utils.data import DataLoader
+
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.edge import canny
 from worldtune.dataset.clips import load_dataset, video_path

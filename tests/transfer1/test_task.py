@@ -10,6 +10,7 @@ import torch
 from tiny_world import clip_id, tiny_inputs, tiny_recipe
 from torch import Tensor
 from torch.utils.data import default_collate
+
 from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.mesh import build_mesh
 from worldtune.training.task import Batch

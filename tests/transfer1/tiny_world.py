@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
+
 from worldtune.checkpoint.splitting import split_checkpoint
 from worldtune.common.files import write_json
 from worldtune.dataset.clips import clip_columns, control_path, rows_digest, t5_path, video_path

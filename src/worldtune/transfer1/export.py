@@ -9,6 +9,7 @@ The files are built in the attempt's `export/` and hard-linked into `results/<ru
 """
 
 import importlib.metadata
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ def export_run(run_dir: Path, *, checkpoints_dir: Path, datasets_dir: Path) -> N
     shutil.rmtree(partial, ignore_errors=True)
     (partial / RAW).mkdir(parents=True)
     header = _header(run, rate)
+    provenance = _provenance(run, rate, base_split, datasets_dir)
     write_weights(partial, averaged, header)
     torch.save({**averaged, **logvar}, partial / f"{run.recipe.control.kind}_control.pt")
     del averaged
@@ -124,7 +126,7 @@ def export_run(run_dir: Path, *, checkpoints_dir: Path, datasets_dir: Path) -> N
     del raw
     write_json(partial / "config.json", _config(run))
     verified = verify_export(partial, run, logvar)
-    provenance = _provenance(run, rate, base_split, datasets_dir) | {"verified": verified, "files": _hashes(partial)}
+    provenance |= {"verified": verified, "files": _hashes(partial)}
     write_json(partial / "provenance.json", provenance)
     write_text(partial / "README.md", model_card(run.recipe, provenance))
 
@@ -168,17 +170,32 @@ def write_weights(
         parts[-1][name] = tensor
         size += tensor.nbytes
     if len(parts) == 1:
-        save_file(parts[0], folder / f"{WEIGHTS}.safetensors", metadata=header)
+        _save(parts[0], folder / f"{WEIGHTS}.safetensors", header)
         return
     weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
         file = f"{WEIGHTS}-{number:05d}-of-{len(parts):05d}.safetensors"
-        save_file(part, folder / file, metadata=header)
+        _save(part, folder / file, header)
         weight_map |= dict.fromkeys(part, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     write_json(
         folder / f"{WEIGHTS}{INDEX_SUFFIX}", {"metadata": {"total_size": total, **header}, "weight_map": weight_map}
     )
+
+
+def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    """Write a safetensors file whose bytes are a function of its content."""
+    save_file(tensors, path, metadata=header)
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        content = json.loads(file.read(length))
+        # The library writes the metadata in an order of chance.
+        ordered = {"__metadata__": dict(sorted(content.pop("__metadata__").items())), **content}
+        encoded = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(encoded) != length:
+            raise WorldtuneError(f"{path} has a header that cannot be rewritten. Export with safetensors as locked.")
+        file.seek(8)
+        file.write(encoded)
 
 
 def read_exported(folder: Path) -> dict[str, Tensor]:

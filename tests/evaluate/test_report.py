@@ -1,0 +1,104 @@
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.evaluate import report
+from worldtune.evaluate.notebook import execute_report
+from worldtune.evaluate.report import RunRecord
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "run_report.ipynb"
+
+
+@pytest.fixture(scope="module")
+def record(made_up_run: Path) -> RunRecord:
+    root = made_up_run.parents[1]
+    return report.load_run(made_up_run, samples_dir=made_up_run / "samples", datasets_dir=root / "datasets")
+
+
+def test_a_torn_last_line_is_left_out(record: RunRecord) -> None:
+    assert list(record.metrics["step"]) == list(range(1, 61))
+
+
+def test_a_missing_record_names_its_file(made_up_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(WorldtuneError, match=r"manifest\.json does not exist"):
+        report.load_run(tmp_path, samples_dir=tmp_path, datasets_dir=tmp_path)
+
+
+def test_smoothing_is_unbiased_at_the_start_and_lags_by_its_span() -> None:
+    constant = report.smooth(pd.Series([2.0] * 10), 5)
+    assert np.allclose(constant, 2.0)
+    step = report.smooth(pd.Series([0.0] * 50 + [1.0] * 50), 10)
+    assert step.iloc[49] == 0.0
+    assert 0.8 < step.iloc[60] < 0.95
+
+
+def test_pairs_hold_one_row_a_clip_and_noise_level(record: RunRecord) -> None:
+    pairs = report.paired_controls(record)
+    assert len(pairs) == 3 * 4
+    assert np.allclose(pairs["own"] / pairs["other"], 0.9)
+    effect = report.control_effect(record)
+    assert (effect.num_pairs, effect.num_own_lower) == (12, 12)
+    assert effect.mean_ratio == pytest.approx(0.9)
+    # Before the first step both controls gave the same loss, which is no win.
+    assert report.control_effect(record, step=0).num_own_lower == 0
+    assert "**12 of 12**" in report.control_effect_sentence(record)
+    table = report.control_effect_table(record)
+    assert list(table["own_lower"]) == [3, 3, 3, 3]
+
+
+def test_without_another_control_the_report_still_stands(record: RunRecord) -> None:
+    own = record.validation[record.validation["control"] == "own"]
+    alone = RunRecord(**{**vars(record), "validation": own})
+    assert "no other control" in report.control_effect_sentence(alone)
+    assert isinstance(report.plot_control_effect(alone), Figure)
+    assert isinstance(report.plot_held_out(alone), Figure)
+
+
+def test_parts_of_a_step_add_up(record: RunRecord) -> None:
+    table = report.step_time_table(record)
+    assert list(table.index) == ["data", "forward", "backward", "optimizer", "other"]
+    assert table["seconds"].sum() == pytest.approx(record.metrics["step_s"].median())
+
+
+def test_unusable_clips_are_listed_with_their_reason(record: RunRecord) -> None:
+    tables = report.dataset_tables(record)
+    assert tables["Usable clips"]["clips"].sum() == 3
+    assert list(tables["Left out"].index) == ["0 bytes"]
+
+
+def test_the_page_stands_alone_and_shows_everything(made_up_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report.html"
+    parameters = {
+        "run_dir": str(made_up_run),
+        "samples_dir": str(made_up_run / "samples"),
+        "datasets_dir": str(made_up_run.parents[1] / "datasets"),
+    }
+    execute_report(NOTEBOOK, output, title="Run <report>", parameters=parameters)
+    page = output.read_text()
+    assert "<title>Run &lt;report&gt;</title>" in page
+    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:video/mp4;base64,") == 1
+    assert "A &lt;b&gt;" in page
+    without_data = re.sub(r"data:[a-z/0-9]+;base64,[A-Za-z0-9+/=\s]+", "", page)
+    assert not re.findall(r"""(?:src|href)=["'](?!#)[^"']""", without_data)
+    assert "<script" not in without_data
+    assert "plot_training" not in without_data
+
+
+def test_a_failing_cell_is_a_named_error(tmp_path: Path) -> None:
+    parameters = {"run_dir": str(tmp_path), "samples_dir": "", "datasets_dir": ""}
+    with pytest.raises(WorldtuneError, match=r"manifest\.json does not exist"):
+        execute_report(NOTEBOOK, tmp_path / "report.html", title="", parameters=parameters)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_notebook_is_committed_without_outputs() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)

@@ -1,0 +1,189 @@
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny_world import tiny_recipe
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import read_json, sha256_file
+from worldtune.recipe.network import ControlNetworkConfig
+from worldtune.recipe.schema import Sampling
+from worldtune.training.state import read_weights
+from worldtune.transfer1 import export
+from worldtune.transfer1.control import ControlNetwork
+from worldtune.transfer1.drawing import draw_run
+from worldtune.transfer1.export import export_run, load_trained_run, read_exported, verify_export, write_weights
+from worldtune.transfer1.load_report import write_load_report
+from worldtune.transfer1.loading import load_logvar, load_network
+from worldtune.transfer1.logvar import LogVariance
+
+
+@pytest.fixture(scope="module")
+def exported(trained_run: Path) -> Path:
+    root = trained_run.parents[1]
+    export_run(trained_run, checkpoints_dir=root / "checkpoints", datasets_dir=root / "datasets")
+    return trained_run / "model"
+
+
+def logvar(model: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(model / "edge_control.pt", weights_only=True)
+    return {name: tensor for name, tensor in state.items() if name.startswith("logvar.")}
+
+
+def test_files_are_links_of_the_attempts_own(exported: Path, trained_run: Path) -> None:
+    attempt = trained_run / read_json(trained_run / "manifest.json")["attempt"]
+    names = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
+    assert names == {
+        "control.safetensors",
+        "raw/control.safetensors",
+        "edge_control.pt",
+        "config.json",
+        "provenance.json",
+        "README.md",
+    }
+    for name in names:
+        assert os.stat(exported / name).st_ino == os.stat(attempt / "export" / name).st_ino
+
+
+def test_weights_are_the_checkpoints(exported: Path, trained_run: Path) -> None:
+    run = load_trained_run(trained_run)
+    averaged, raw = read_weights(run.checkpoint, 0.1), read_weights(run.checkpoint, None)
+    found = load_file(exported / "control.safetensors")
+    assert set(found) == {f"net.{name}" for name in averaged} | {"net.pos_embedder.seq"}
+    for name, tensor in averaged.items():
+        assert torch.equal(found[f"net.{name}"], tensor)
+    assert any(not torch.equal(averaged[name], raw[name]) for name in raw)
+    raw_found = load_file(exported / "raw" / "control.safetensors")
+    assert all(torch.equal(raw_found[f"net.{name}"], tensor) for name, tensor in raw.items())
+    with safe_open(exported / "control.safetensors", framework="pt") as file:
+        header = file.metadata()
+    assert header["step"] == "2"
+    assert header["weights"] == "ema.0.1"
+    assert header["base_sha256"] == run.manifest["checkpoints"]["base"]["sha256"]
+
+
+def test_the_original_format_loads_strictly(exported: Path) -> None:
+    state = torch.load(exported / "edge_control.pt", weights_only=True)
+    assert {name.split(".")[0] for name in state} == {"net", "logvar"}
+    config = read_json(exported / "config.json")["network"]
+    control = ControlNetwork(ControlNetworkConfig(**config["control"]), config["rope_angles"])
+    report = load_network(control, state)
+    assert not report.missing
+    assert not report.shape_changed
+    load_logvar(LogVariance(), state, control=True)
+
+
+def test_provenance_and_card_say_where_it_comes_from(exported: Path, trained_run: Path) -> None:
+    provenance = read_json(exported / "provenance.json")
+    manifest = read_json(trained_run / "manifest.json")
+    assert provenance["identity"] == manifest["identity"]
+    assert provenance["metrics"]["held_out_loss"] == manifest["held_out_loss"]
+    assert provenance["verified"]["tensors_equal"] == len(load_file(exported / "control.safetensors"))
+    assert provenance["packages"]["torch"]
+    assert [link["rule"] for link in provenance["chain"]][-2:] == ["train", "export"]
+    for name, sha256 in provenance["files"].items():
+        assert sha256_file(exported / name) == sha256, name
+    card = (exported / "README.md").read_text()
+    assert manifest["dataset"]["digest"] in card
+    assert "| 0.5 |" in card
+
+
+def test_a_repeated_export_gives_the_same_weights_and_removes_strangers(exported: Path, trained_run: Path) -> None:
+    before = {path.name: sha256_file(path) for path in exported.rglob("*.safetensors")}
+    (exported / "old.safetensors").write_bytes(b"")
+    (exported / ".snakemake_timestamp").write_bytes(b"")
+    root = trained_run.parents[1]
+    export_run(trained_run, checkpoints_dir=root / "checkpoints", datasets_dir=root / "datasets")
+    assert {path.name: sha256_file(path) for path in exported.rglob("*.safetensors")} == before
+    assert (exported / ".snakemake_timestamp").exists()
+    (exported / ".snakemake_timestamp").unlink()
+
+
+@pytest.mark.parametrize("name", ["control.safetensors", "raw/control.safetensors", "edge_control.pt"])
+def test_verification_finds_a_flipped_bit(exported: Path, trained_run: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    head = logvar(exported)
+    verify_export(copy, load_trained_run(trained_run), head)
+    content = bytearray((copy / name).read_bytes())
+    # The middle of a file is inside of some tensor.
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(WorldtuneError, match=r"The export is wrong: .*copy.* differs|cannot be read|is damaged"):
+        verify_export(copy, load_trained_run(trained_run), head)
+
+
+def test_verification_compares_outputs_too(exported: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter([{"block0": torch.zeros(2)}, {"block0": torch.tensor([0.0, -0.0])}])
+    monkeypatch.setattr(export, "_outputs", lambda recipe, weights: next(calls))
+    with pytest.raises(WorldtuneError, match="outputs of a network filled from"):
+        verify_export(exported, load_trained_run(trained_run), logvar(exported))
+
+
+def test_large_models_become_several_files(tmp_path: Path) -> None:
+    tensors = {f"net.{index}": torch.full((256,), float(index)) for index in range(5)}
+    write_weights(tmp_path, tensors, {"format": "pt"}, max_file_bytes=2048)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        *(f"control-0000{number}-of-00003.safetensors" for number in (1, 2, 3)),
+        "control.safetensors.index.json",
+    ]
+    assert json.loads((tmp_path / names[-1]).read_text())["metadata"]["total_size"] == 5 * 1024
+    found = read_exported(tmp_path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def draw(trained_run: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    root = trained_run.parents[1]
+    draw_run(
+        trained_run,
+        output,
+        sampling=Sampling(num_steps=2, num_clips=2, **changes),
+        device=torch.device("cpu"),
+        num_given_frames=0,
+        checkpoints_dir=root / "checkpoints",
+        datasets_dir=root / "datasets",
+    )
+    return read_json(output / "samples.json")
+
+
+@pytest.mark.usefixtures("exported", "own_process_group")
+def test_samples_are_drawn_once_and_repeatably(trained_run: Path, tmp_path: Path) -> None:
+    first = draw(trained_run, tmp_path / "a")
+    assert [clip["clip_id"] for clip in first["clips"]] == ["3" * 16, "4" * 16]
+    assert first["clips"][0]["caption"] == "Blocks number 3."
+    grids = [clip["grid"] for clip in first["clips"]]
+    files = [tmp_path / "a" / name for clip in first["clips"] for name in (clip["grid"], clip["video"])]
+    times = [file.stat().st_mtime_ns for file in files]
+    draw(trained_run, tmp_path / "a")
+    assert [file.stat().st_mtime_ns for file in files] == times
+    draw(trained_run, tmp_path / "b")
+    for name in grids:
+        assert sha256_file(tmp_path / "a" / name) == sha256_file(tmp_path / "b" / name)
+    before = sha256_file(tmp_path / "a" / grids[0])
+    other = draw(trained_run, tmp_path / "a", seed=2)
+    assert other["seed"] == 2
+    assert sha256_file(tmp_path / "a" / grids[0]) != before
+
+
+def test_load_report_is_deterministic_and_fatal_where_something_is_off(tiny_world: Path, tmp_path: Path) -> None:
+    checkpoints = tiny_world / "checkpoints"
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    for output in (first, second):
+        write_load_report(tiny_recipe(), output, checkpoints_dir=checkpoints)
+    assert first.read_bytes() == second.read_bytes()
+    report = read_json(first)
+    assert report["networks"]["control"]["missing"] == []
+    network = tiny_recipe().network.model_dump()
+    network["control"]["hint_channels"] = 24
+    with pytest.raises(WorldtuneError, match=r"edge_control\.split\.json: .*x_embedder2\.proj\.1\.weight"):
+        write_load_report(tiny_recipe(network=network), tmp_path / "c.json", checkpoints_dir=checkpoints)
+    assert not (tmp_path / "c.json").exists()
+    with pytest.raises(WorldtuneError, match=r"checkpoints_tp_4.*does not exist"):
+        write_load_report(tiny_recipe(parallel={"tensor": 4}), tmp_path / "c.json", checkpoints_dir=checkpoints)
