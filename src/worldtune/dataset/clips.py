@@ -225,6 +225,8 @@ def read_rows(path: Path, columns: Mapping[str, pa.DataType]) -> list[dict[str, 
     """
     try:
         table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise WorldtuneError(f"{path} does not exist. Run the rule that makes it.") from error
     except (OSError, pa.ArrowException) as error:
         raise WorldtuneError(f"{path} cannot be read: {error}. Run the rule that makes it.") from error
     expected = pa.schema(list(columns.items()))

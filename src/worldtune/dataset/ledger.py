@@ -22,6 +22,17 @@ def ledger_path(root: Path, stage: str, shard: str) -> Path:
     return root / "ledger" / stage / f"{shard}.jsonl"
 
 
+def _parse(line: bytes) -> Record | None:
+    """Return a line's record, or None where it is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    kinds = {"clip_id": str, "inputs": dict, "outputs": dict, "row": dict}
+    whole = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+    return record if whole else None
+
+
 class Ledger:
     """The ledger of one stage and shard; the last record of a clip counts.
 
@@ -40,13 +51,11 @@ class Ledger:
         for line in self.path.read_bytes().split(b"\n"):
             if not line:
                 continue
-            try:
-                record = json.loads(line)
-                self._records[record["clip_id"]] = record
-                # A record without one of these could not be used later.
-                record["inputs"], record["row"].items(), record["outputs"].items()
-            except (ValueError, KeyError, TypeError, AttributeError):
+            record = _parse(line)
+            if record is None:
                 logger.warning("%s: one record was not written whole; its clip is done again", self.path)
+            else:
+                self._records[record["clip_id"]] = record
 
     def current(self, clip_id: str, inputs: dict[str, Any]) -> Record | None:
         """Return a clip's record if it was made from the same inputs and its files are there with the same sizes."""

@@ -6,6 +6,7 @@ calls numpy's own reconstruction code: it collects an array's type, shape and by
 
 import io
 import pickle
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -170,6 +171,7 @@ def read_pickle(path: Path, max_bytes: int) -> Any:
         RecursionError,
         TypeError,
         ValueError,
+        struct.error,
     ) as error:
         raise WorldtuneError(
             f"{path} is no pickle of plain arrays: {error or type(error).__name__}. Delete it and make it again."

@@ -217,7 +217,7 @@ def _remarks(rows: Iterable[Row], tables: Mapping[str, Mapping[str, Row]]) -> li
             by_content[row["video_sha256"]].append(row)
     equal = [group for group in by_content.values() if len(group) > 1]
     if equal:
-        keys = [" = ".join(row["source_key"] for row in group) for group in equal]
+        keys = [_some([row["source_key"] for row in group], " = ") for group in equal]
         remarks.append(f"{len(equal)} videos are there more than once: {_some(keys)}")
         leaks = sum(len({row["split"] for row in group}) > 1 for group in equal)
         if leaks:
@@ -225,9 +225,9 @@ def _remarks(rows: Iterable[Row], tables: Mapping[str, Mapping[str, Row]]) -> li
     return remarks
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:SHOWN_REASONS])
-    return shown if len(names) <= SHOWN_REASONS else f"{shown}, ..."
+def _some(names: list[str], separator: str = ", ") -> str:
+    shown = separator.join(sorted(names)[:SHOWN_REASONS])
+    return shown if len(names) <= SHOWN_REASONS else f"{shown}{separator}..."
 
 
 def _reason_counts(rows: Iterable[Row]) -> list[tuple[str, int, str]]:

@@ -1,0 +1,114 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+import worldtune.annotate.t5 as t5
+from worldtune.annotate.t5 import TextEncoder, encoder_sha256
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import write_json
+
+WORDS = ["a", "dog", "cat", "runs", "jumps", "over", "the", "fence"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random T5 of two layers and a tokenizer that knows eight words."""
+    path = tmp_path_factory.mktemp("encoder")
+    tokens = {token: number for number, token in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(WordLevel(tokens, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = T5Config(vocab_size=16, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.1)
+        T5EncoderModel(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return TextEncoder(folder, "cpu")
+
+
+def encode(encoder, texts, max_tokens=16):
+    return dict(encoder.encode(texts, max_tokens))
+
+
+def test_each_text_has_its_tokens_and_the_end(encoder):
+    texts = ["a dog runs", "cat", "the dog jumps over the fence"]
+    embeddings = encode(encoder, texts)
+    assert {index: len(embedding.tokens) for index, embedding in embeddings.items()} == {0: 4, 1: 2, 2: 7}
+    assert all(embedding.tokens.dtype == np.float32 for embedding in embeddings.values())
+    assert all(embedding.tokens.shape[1] == encoder.channels == 16 for embedding in embeddings.values())
+    assert encoder.precision == "float32"
+
+
+def test_padding_changes_nothing(encoder, monkeypatch):
+    texts = ["a dog runs", "cat", "the dog jumps over the fence", "over"]
+    together = encode(encoder, texts)
+    monkeypatch.setattr(t5, "TOKENS_PER_BATCH", 1)
+    alone = encode(encoder, texts)
+    for index in range(len(texts)):
+        np.testing.assert_allclose(together[index].tokens, alone[index].tokens, atol=1e-5)
+
+
+def test_equal_to_the_model_padded_to_the_full_length(encoder):
+    # The original pads each text to the largest length and cuts what is beyond it.
+    text = "the cat jumps"
+    inputs = encoder.tokenizer(text, padding="max_length", max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        hidden = encoder.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
+    expected = hidden[0, : int(inputs.attention_mask.sum())]
+    np.testing.assert_allclose(encode(encoder, [text])[0].tokens, expected.numpy(), atol=1e-5)
+
+
+def test_long_texts_are_cut_and_end_with_the_end(encoder):
+    embeddings = encode(encoder, ["a dog runs over", "a dog runs", "a cat"], max_tokens=4)
+    assert [embeddings[index].truncated for index in range(3)] == [True, False, False]
+    assert len(embeddings[0].tokens) == 4
+    np.testing.assert_allclose(embeddings[0].tokens, embeddings[1].tokens, atol=1e-5)
+
+
+def test_batches_hold_the_wanted_number_of_tokens(monkeypatch):
+    monkeypatch.setattr(t5, "TOKENS_PER_BATCH", 8)
+    lengths = [1, 2, 3, 3, 9]
+    assert list(t5._batches(range(5), lengths)) == [[0, 1], [2, 3], [4]]
+    assert list(t5._batches([], [])) == []
+
+
+def test_missing_weights_are_no_random_numbers(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.block.1.layer.0.SelfAttention.q.weight"]
+    save_file(weights, tmp_path / "damaged/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WorldtuneError, match="lacks weights"):
+        TextEncoder(tmp_path / "damaged", "cpu")
+
+
+def test_folder_without_an_encoder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WorldtuneError, match="cannot be loaded as a T5 encoder"):
+        TextEncoder(tmp_path, "cpu")
+
+
+def test_hash_is_of_the_content(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    assert encoder_sha256(tmp_path / "copy") == encoder_sha256(folder)
+    (tmp_path / "copy/config.json").write_text("{}")
+    assert encoder_sha256(tmp_path / "copy") != encoder_sha256(folder)
+    write_json(tmp_path / "copy/files.json", {"config.json": "0"})
+    listed = encoder_sha256(tmp_path / "copy")
+    (tmp_path / "copy/config.json").write_text("{ }")
+    assert encoder_sha256(tmp_path / "copy") == listed
+    with pytest.raises(WorldtuneError, match="does not exist"):
+        encoder_sha256(tmp_path / "none")

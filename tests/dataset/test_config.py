@@ -1,0 +1,63 @@
+import pytest
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.dataset.config import find_dataset, load_datasets, parse_datasets
+
+FOLDER = {"kind": "folder", "path": "videos", "num_shards": 2}
+
+
+def message(table: dict[str, object]) -> str:
+    with pytest.raises(WorldtuneError) as caught:
+        parse_datasets({"mine": table}, "config.yaml")
+    return str(caught.value)
+
+
+def test_typing_error_is_named_with_the_nearest_key():
+    text = message(FOLDER | {"min_frame": 3})
+    assert "config.yaml" in text
+    assert "mine.min_frame" in text
+    assert "'min_frames'" in text
+
+
+def test_all_problems_are_named_at_once():
+    text = message({"kind": "folder", "num_shards": 0, "controls": ["egde"]})
+    assert "num_shards" in text
+    assert "did you mean 'edge'" in text
+
+
+@pytest.mark.parametrize(
+    ("table", "part"),
+    [
+        ({"kind": "folder", "num_shards": 1}, "needs path"),
+        ({"kind": "synthetic", "num_shards": 1}, "needs num_clips"),
+        (FOLDER | {"num_clips": 3}, "belongs to kind 'synthetic'"),
+        ({"kind": "hdvila", "num_shards": 1, "path": "videos"}, "belongs to kind 'folder'"),
+        (FOLDER | {"captions": "list.xlsx"}, r".csv or .jsonl"),
+        (FOLDER | {"controls": ["edge", "edge"]}, "twice"),
+        (FOLDER | {"text_encoder": "../outside"}, "no folder below checkpoints"),
+        (FOLDER | {"held_out_fraction": 0}, "held_out_fraction"),
+        (FOLDER | {"held_out_fraction": float("nan")}, "held_out_fraction"),
+    ],
+)
+def test_what_does_not_fit_together(table, part):
+    assert part in message(table)
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "", "a/b", "-x"])
+def test_names_that_are_no_folder_names(name):
+    with pytest.raises(WorldtuneError, match="letters, digits"):
+        parse_datasets({name: FOLDER}, "config.yaml")
+
+
+def test_environment_variables_are_resolved(tmp_path, monkeypatch):
+    monkeypatch.setenv("WHERE", "/data/videos")
+    path = tmp_path / "config.yaml"
+    path.write_text("runs: []\ndatasets:\n  mine: {kind: folder, num_shards: 3, path: '${oc.env:WHERE}'}\n")
+    assert load_datasets(path)["mine"].path == "/data/videos"
+    with pytest.raises(WorldtuneError, match="did you mean 'mine'"):
+        find_dataset(path, "mime")
+
+
+def test_a_config_without_datasets(tmp_path):
+    (tmp_path / "config.yaml").write_text("runs: []\n")
+    assert load_datasets(tmp_path / "config.yaml") == {}

@@ -1,0 +1,153 @@
+import csv
+
+import pytest
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import read_json
+from worldtune.dataset.clips import clip_id, control_path, load_dataset, video_path
+from worldtune.dataset.validate import held_out_draw, validate
+
+
+@pytest.fixture
+def made(source, fake_encoder):
+    """Six good clips, one too short and one without a caption."""
+    source.options |= {"min_clips": 3, "held_out_fraction": 0.3, "num_shards": 1}
+    for number in range(6):
+        source.add(f"{number}.mp4", caption=f"Scene {number}.", seed=number)
+    source.add("short.mp4", num_frames=3, seed=20)
+    source.add("mute.mp4", caption=None, seed=21)
+    source.all_stages()
+    return source
+
+
+def check(source):
+    return validate("tiny", source.config, datasets=source.datasets)
+
+
+def test_dataset_and_its_reader(made):
+    check(made)
+    summary = read_json(made.root / "dataset.json")
+    assert (summary["num_clips"], summary["num_unusable"], summary["controls"]) == (6, 2, ["edge"])
+    assert summary["text"] == {"encoder": "worldtune/fake", "channels": 4, "max_tokens": 512}
+    assert sum(summary["splits"].values()) == 6
+    assert summary["splits"]["held_out"] >= 1
+    dataset = load_dataset(made.root)
+    assert dataset.digest == summary["digest"]
+    assert [clip.clip_id for clip in dataset.clips] == sorted(clip_id(f"{number}.mp4") for number in range(6))
+    for clip in dataset.clips:
+        paths = (clip.video_path(made.root), clip.caption_path(made.root), clip.t5_path(made.root))
+        assert all(path.is_file() for path in (*paths, clip.control_path(made.root, "edge")))
+        assert len(clip.control_sha256["edge"]) == 64
+    reasons = {clip.source_key: clip.reason for clip in dataset.unusable}
+    assert reasons["short.mp4"].startswith("too short: 3 frames")
+    assert reasons["mute.mp4"].startswith("no caption")
+
+
+def test_equal_content_gives_equal_bytes(made, tmp_path):
+    check(made)
+    names = ("dataset.json", "clips.parquet", "validation/index.html", "validation/clips.csv")
+    first = [(made.root / name).read_bytes() for name in names]
+    check(made)
+    assert [(made.root / name).read_bytes() for name in names] == first
+    moved = tmp_path / "moved"
+    made.folder.rename(moved)
+    made.folder, made.datasets = moved, tmp_path / "other"
+    made.all_stages()
+    check(made)
+    assert [(made.root / name).read_bytes() for name in names] == first
+
+
+def test_number_of_shards_is_no_content(made):
+    check(made)
+    first = (made.root / "dataset.json").read_bytes()
+    made.options["num_shards"] = 3
+    made.all_stages()
+    check(made)
+    assert (made.root / "dataset.json").read_bytes() == first
+
+
+def test_split_is_drawn_by_the_clip_alone(made):
+    check(made)
+    before = {clip.clip_id: clip.split for clip in load_dataset(made.root).clips}
+    made.add("new.mp4", seed=30)
+    made.all_stages()
+    check(made)
+    after = {clip.clip_id: clip.split for clip in load_dataset(made.root).clips}
+    assert {name: after[name] for name in before} == before
+    assert {name for name in after if held_out_draw(name) < 0.3} <= {n for n in after if after[n] == "held_out"}
+
+
+@pytest.mark.parametrize(("fraction", "sizes"), [(1e-9, (5, 1)), (1 - 1e-9, (1, 5))])
+def test_both_splits_have_a_clip(made, fraction, sizes):
+    made.options["held_out_fraction"] = fraction
+    check(made)
+    dataset = load_dataset(made.root)
+    assert (len(dataset.split("train")), len(dataset.split("held_out"))) == sizes
+
+
+def test_unfit_dataset_writes_no_table_but_a_page(made):
+    check(made)
+    made.options["min_clips"] = 7
+    with pytest.raises(WorldtuneError) as caught:
+        check(made)
+    text = str(caught.value)
+    assert "6 of 8 clips can be used, at least 7 are needed" in text
+    assert "1 clips: too short (for example short.mp4: too short: 3 frames; at least 5 are needed)" in text
+    assert "1 clips: no caption" in text
+    assert str(made.root / "validation/index.html") in text
+    assert not (made.root / "dataset.json").exists()
+    assert "short.mp4" in (made.root / "validation/index.html").read_text()
+    with open(made.root / "validation/clips.csv", newline="") as file:
+        assert sum(row["status"] == "unusable" for row in csv.DictReader(file)) == 2
+
+
+def test_empty_dataset_says_so(source, fake_encoder):
+    source.folder.mkdir()
+    source.all_stages()
+    with pytest.raises(WorldtuneError, match="no clip at all"):
+        check(source)
+
+
+@pytest.mark.parametrize("what", ["video", "edge"])
+def test_lost_file_makes_its_clip_unusable(made, what):
+    clip = clip_id("0.mp4")
+    (video_path(made.root, clip) if what == "video" else control_path(made.root, clip, "edge")).unlink()
+    check(made)
+    (lost,) = (clip for clip in load_dataset(made.root).unusable if clip.source_key == "0.mp4")
+    assert lost.reason.startswith("file gone: ")
+
+
+def test_stages_that_ran_on_something_else_are_noticed(made):
+    made.add("0.mp4", caption="Scene 0.", seed=99)
+    made.ingest()
+    (made.folder / "1.txt").write_text("Changed.")
+    made.captions()
+    check(made)
+    reasons = {clip.source_key: clip.reason for clip in load_dataset(made.root).unusable}
+    assert reasons["0.mp4"].startswith("edge out of date")
+    assert reasons["1.mp4"].startswith("text embedding out of date")
+
+
+def test_missing_manifest_is_named(made):
+    (made.root / "manifests/t5/0000.parquet").unlink()
+    with pytest.raises(WorldtuneError, match=r"manifests/t5/0000\.parquet"):
+        check(made)
+
+
+def test_copies_are_remarked(made, caplog):
+    for number in range(8):
+        (made.folder / f"copy{number}.mp4").write_bytes((made.folder / "0.mp4").read_bytes())
+        (made.folder / f"copy{number}.txt").write_text("A copy.")
+    made.all_stages()
+    check(made)
+    assert "1 videos are there more than once: 0.mp4 = " in caplog.text
+    assert "both trained on and held out" in caplog.text
+
+
+def test_page_shows_names_as_text(made):
+    made.add("<script>.mp4", caption=None, seed=40)
+    made.all_stages()
+    check(made)
+    page = (made.root / "validation/index.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;.mp4" in page
