@@ -1,18 +1,18 @@
 rule fetch_checkpoint:
-    localrule: PROJECT.cluster.partitions.network is None
     output:
         "checkpoints/{entry}",
-    wildcard_constraints:
-        entry="|".join(hub_outputs()),
     log:
         "logs/fetch_checkpoint/{entry}.log",
-    params:
-        revision=lambda wildcards: CATALOGUE.find(wildcards.entry).repository.revision,
+    wildcard_constraints:
+        entry="|".join(hub_outputs()),
+    localrule: PROJECT.cluster.partitions.network is None
     resources:
         slurm_partition=partition("network"),
         slurm_account=PROJECT.cluster.account,
         mem_mb=4000,
         runtime=720,
+    params:
+        revision=lambda wildcards: CATALOGUE.find(wildcards.entry).repository.revision,
     shell:
         "HF_HUB_OFFLINE=0 {PYTHON} src/scripts/fetch_checkpoint.py {wildcards.entry} > {log} 2>&1"
 
@@ -25,14 +25,14 @@ rule make_demo_checkpoints:
         tokenizer="checkpoints/worldtune/demo-tokenizer/files.json",
     log:
         "logs/make_demo_checkpoints/all.log",
-    params:
-        version=stage_version("demo/checkpoints.py"),
     threads: 2
     resources:
         slurm_partition=partition("cpu"),
         slurm_account=PROJECT.cluster.account,
         mem_mb=4000,
         runtime=30,
+    params:
+        version=stage_version("demo/checkpoints.py"),
     shell:
         "{PYTHON} src/scripts/make_demo_checkpoints.py --checkpoints checkpoints > {log} 2>&1"
 
@@ -46,13 +46,13 @@ rule split_checkpoint:
         "logs/split_checkpoint/{repo}/{stem}_{degree}.log",
     benchmark:
         "benchmark_records/split_checkpoint/{repo}/{stem}_{degree}.tsv"
-    params:
-        version=stage_version("checkpoint/splitting.py"),
     resources:
         slurm_partition=partition("cpu"),
         slurm_account=PROJECT.cluster.account,
         mem_mb=24000,
         runtime=60,
+    params:
+        version=stage_version("checkpoint/splitting.py"),
     shell:
         "{PYTHON} src/scripts/split_checkpoint.py {input} --degree {wildcards.degree}"
         " --output-dir checkpoints/{wildcards.repo}/checkpoints_tp_{wildcards.degree} > {log} 2>&1"
@@ -66,13 +66,13 @@ rule load_report:
         "results/{run}/load_report.json",
     log:
         "logs/load_report/{run}.log",
-    params:
-        network=lambda wildcards: load_report_values(recipe(wildcards)),
-        expect=lambda wildcards: fingerprint(load_report_values(recipe(wildcards))),
     resources:
         slurm_partition=partition("cpu"),
         slurm_account=PROJECT.cluster.account,
         mem_mb=8000,
         runtime=20,
+    params:
+        network=lambda wildcards: load_report_values(recipe(wildcards)),
+        expect=lambda wildcards: fingerprint(load_report_values(recipe(wildcards))),
     shell:
         "{PYTHON} src/scripts/load_report.py --run {wildcards.run} --output {output} --expect {params.expect} > {log} 2>&1"

@@ -13,7 +13,12 @@ from worldtune.recipe.identity import fingerprint, keys_that_affect, values_that
 from worldtune.recipe.load import load_recipe
 from worldtune.recipe.project import config_path, load_project, read_config
 from worldtune.workflow.lock import WorkflowLock
-from worldtune.workflow.resources import processes_per_node, sample_gres, slurm_extra, train_resources
+from worldtune.workflow.resources import (
+    processes_per_node,
+    sample_gres,
+    slurm_extra,
+    train_resources,
+)
 
 PYTHON = sys.executable
 PROJECT = load_project(config, config_path())
@@ -68,7 +73,11 @@ def values_of_run(run, *kinds):
 
 
 def get_final_output():
-    return [path for run in PROJECT.runs for path in (f"results/{run}/model", f"results/{run}/report.html")]
+    return [
+        path
+        for run in PROJECT.runs
+        for path in (f"results/{run}/model", f"results/{run}/report.html")
+    ]
 
 
 def dataset_shards(name):
@@ -79,9 +88,14 @@ def stage_params(stage):
     """Named params of a stage, one for each value that can change its output, and their fingerprint."""
 
     def values(wildcards):
-        return values_of_stage(stage, wildcards.dataset, wildcards.get("shard"), wildcards.get("control"))
+        return values_of_stage(
+            stage, wildcards.dataset, wildcards.get("shard"), wildcards.get("control")
+        )
 
-    params = {key: (lambda wildcards, key=key: values(wildcards)[key]) for key in STAGE_KEYS[stage]}
+    params = {
+        key: (lambda wildcards, key=key: values(wildcards)[key])
+        for key in STAGE_KEYS[stage]
+    }
     return {**params, "expect": lambda wildcards: fingerprint(values(wildcards))}
 
 
@@ -93,14 +107,20 @@ def recipe_params(*kinds):
         return f"{key} = {values[key]!r}" if key in values else f"{key} is not used"
 
     params = {
-        key.replace(".", "__"): (lambda wildcards, key=key: value(wildcards, key)) for key in keys_that_affect(*kinds)
+        key.replace(".", "__"): (lambda wildcards, key=key: value(wildcards, key))
+        for key in keys_that_affect(*kinds)
     }
-    return {**params, "expect": lambda wildcards: fingerprint(values_of_run(wildcards.run, *kinds))}
+    return {
+        **params,
+        "expect": lambda wildcards: fingerprint(values_of_run(wildcards.run, *kinds)),
+    }
 
 
 def hub_outputs():
     """Paths below checkpoints/ that can be downloaded, as regular expressions."""
-    requests = [request for request in CATALOGUE.requests if request.repository.kind == "hub"]
+    requests = [
+        request for request in CATALOGUE.requests if request.repository.kind == "hub"
+    ]
     return [re.escape(str(request.output(Path()))) for request in requests]
 
 
@@ -120,7 +140,11 @@ def partition(kind):
 
 def text_gres(wildcards):
     """GPUs of a text embedding job; None embeds on the CPU."""
-    gpus = PROJECT.cluster.text_gpus if DATASETS[wildcards.dataset].kind != "synthetic" else 0
+    gpus = (
+        PROJECT.cluster.text_gpus
+        if DATASETS[wildcards.dataset].kind != "synthetic"
+        else 0
+    )
     return f"{PROJECT.cluster.gpu_gres}:{gpus}" if gpus else None
 
 
@@ -132,4 +156,8 @@ def text_mem_mb(wildcards):
 def load_report_values(chosen):
     """The values of a recipe that the load report depends on."""
     values = values_that_affect(chosen, "weights")
-    return {key: value for key, value in values.items() if key.startswith(("network.base.", "network.control."))}
+    return {
+        key: value
+        for key, value in values.items()
+        if key.startswith(("network.base.", "network.control."))
+    }

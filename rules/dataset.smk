@@ -5,24 +5,24 @@ rule render_synthetic:
         "logs/render_synthetic/{dataset}_{shard}.log",
     benchmark:
         "benchmark_records/render_synthetic/{dataset}_{shard}.tsv"
-    params:
-        **stage_params("render_synthetic"),
     resources:
         slurm_partition=partition("cpu"),
         slurm_account=PROJECT.cluster.account,
         mem_mb=2000,
         runtime=30,
+    params:
+        **stage_params("render_synthetic"),
     shell:
         "{PYTHON} src/scripts/render_synthetic.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
         " --expect {params.expect} > {log} 2>&1"
 
 
 rule fetch_metadata:
-    localrule: PROJECT.cluster.partitions.network is None
     output:
         "datasets/{dataset}/source/metadata.jsonl",
     log:
         "logs/fetch_metadata/{dataset}.log",
+    localrule: PROJECT.cluster.partitions.network is None
     resources:
         slurm_partition=partition("network"),
         slurm_account=PROJECT.cluster.account,
@@ -133,9 +133,18 @@ rule controls:
 
 def dataset_manifests(wildcards):
     """The manifests of all shards and stages of a dataset."""
-    stages = ["ingest", "captions", "t5", *(f"control-{kind}" for kind in DATASETS[wildcards.dataset].controls)]
+    stages = [
+        "ingest",
+        "captions",
+        "t5",
+        *(f"control-{kind}" for kind in DATASETS[wildcards.dataset].controls),
+    ]
     shards = dataset_shards(wildcards.dataset)
-    return [f"datasets/{wildcards.dataset}/manifests/{stage}/{shard}.parquet" for stage in stages for shard in shards]
+    return [
+        f"datasets/{wildcards.dataset}/manifests/{stage}/{shard}.parquet"
+        for stage in stages
+        for shard in shards
+    ]
 
 
 # A checkpoint, so that training stands where a repeated validation finds equal content.

@@ -5,7 +5,9 @@ def train_resource(name):
 
 def dataset_gate(wildcards):
     """The dataset's digest file; asking the checkpoint for it lets an unchanged dataset start nothing."""
-    return checkpoints.validate.get(dataset=recipe(wildcards).data.dataset).output.dataset
+    return checkpoints.validate.get(
+        dataset=recipe(wildcards).data.dataset
+    ).output.dataset
 
 
 rule train:
@@ -21,9 +23,6 @@ rule train:
         "logs/train/{run}.log",
     benchmark:
         "benchmark_records/train/{run}.tsv"
-    params:
-        version=stage_version("training/trainer.py"),
-        **recipe_params("weights", "outcome"),
     resources:
         slurm_partition=partition("gpu"),
         slurm_account=PROJECT.cluster.account,
@@ -37,6 +36,9 @@ rule train:
         mem_mb=train_resource("mem_mb"),
         runtime=train_resource("runtime"),
         processes_per_node=lambda wildcards: processes_per_node(recipe(wildcards)),
+    params:
+        **recipe_params("weights", "outcome"),
+        version=stage_version("training/trainer.py"),
     # exec, so that SLURM's signals reach the launcher and not a shell that waits for it.
     shell:
         "exec bash src/scripts/launch.sh --nodes {resources.nodes} --processes-per-node {resources.processes_per_node}"
