@@ -34,9 +34,8 @@ def dry_run(folder: Path, config: Path) -> tuple[float, int, str]:
     command = [sys.executable, "-m", "snakemake", "--dryrun", "--cores", "1", "--nocolor", "results/many/model"]
     environment = {**os.environ, "WORLDTUNE_CONFIG": str(config)}
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", WRAPPER, *command], cwd=folder, env=environment, capture_output=True, text=True, check=True
-    )
+    wrapped = [sys.executable, "-c", WRAPPER, *command]
+    done = subprocess.run(wrapped, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     seconds = time.monotonic() - start
     peak = re.search(r"PEAK (\d+)", done.stderr)
     assert peak is not None

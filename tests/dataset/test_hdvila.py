@@ -23,6 +23,6 @@ def test_no_network_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError("no route to host")
 
     monkeypatch.setattr(hdvila, "hf_hub_download", download)
-    with pytest.raises(WorldtuneError, match="hdvila-100M.*no route to host"):
+    with pytest.raises(WorldtuneError, match=r"hdvila-100M.*no route to host"):
         hdvila.fetch_metadata(tmp_path / "metadata.jsonl")
     assert not (tmp_path / "metadata.jsonl").exists()

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,13 +97,13 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     workspace = Workspace(tmp_path_factory.mktemp("reruns"))
     (workspace.root / "config/config.yaml").write_text(CONFIG)
     (workspace.root / "config/recipes/tiny.toml").write_text(RECIPE)
     for number, name in enumerate(scene_names(6)):
         write_clip(workspace.root / "clips", name, seed=100 + number)
-    yield Runs(workspace)
+    return Runs(workspace)
 
 
 def by_shard(stage: str, shards: list[str] | None = None) -> set[str]:
@@ -111,7 +111,7 @@ def by_shard(stage: str, shards: list[str] | None = None) -> set[str]:
 
 
 @pytest.mark.slow
-def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:  # noqa: PLR0915 - one story, told in order
+def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     edit: Callable[[str, dict[str, str]], None] = runs.workspace.edit
     recipe, config = "config/recipes/tiny.toml", "config/config.yaml"
     name = scene_names(6)[0]

@@ -26,8 +26,8 @@ def test_code_and_version_are_as_recorded() -> None:
     assert sorted(recorded) == sorted(now)
     changed = [module for module in now if recorded[module] != now[module]]
     assert not changed, (
-        f"{', '.join(changed)} changed. If its results change, raise its VERSION, which runs the stage again for everybody. "
-        f"Then run `python {Path(__file__).name}` in tests/workflow and commit stage_versions.json."
+        f"{', '.join(changed)} changed. If its results change, raise its VERSION, which runs the stage again for "
+        f"everybody. Then run `python {Path(__file__).name}` in tests/workflow and commit stage_versions.json."
     )
 
 

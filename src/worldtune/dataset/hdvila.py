@@ -23,7 +23,7 @@ def fetch_metadata(target: Path) -> None:
         kept = hf_hub_download(REPOSITORY, FILE, repo_type="dataset", local_dir=target.parent / "hub")
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise WorldtuneError(
-            f"{FILE} of the dataset {REPOSITORY} cannot be downloaded: {error}. Check the network and try again; what has "
-            "arrived is kept."
+            f"{FILE} of the dataset {REPOSITORY} cannot be downloaded: {error}. Check the network and try again; "
+            "what has arrived is kept."
         ) from error
     link_or_copy(Path(kept), target)

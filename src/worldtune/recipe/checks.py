@@ -103,7 +103,8 @@ def _layout_problems(recipe: Recipe) -> Iterator[str]:
             if tokens % recipe.parallel.tensor:
                 yield (
                     f"parallel.tensor: sequence parallelism needs it to divide the {tokens} tokens of a "
-                    f"{width}x{height} ({aspect}) clip, found {recipe.parallel.tensor}; change it, data.num_frames or data.resolution"
+                    f"{width}x{height} ({aspect}) clip, found {recipe.parallel.tensor}; change it, "
+                    "data.num_frames or data.resolution"
                 )
     per_node = recipe.cluster.gpus_per_node
     if recipe.world_size > per_node and recipe.world_size % per_node:

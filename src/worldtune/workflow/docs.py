@@ -21,24 +21,24 @@ from worldtune.recipe.schema import VIDEO_SIZES_WH, Recipe
 INTRODUCTION = """# Configuration
 
 `config.yaml` says which runs to make, on which datasets and which cluster. `recipes/*.toml` say how a model is trained,
-one file a model; `models/*.toml` hold network sizes; `checkpoints.toml` lists every released file that a recipe may name.
-This page is generated from the fields by `make docs`.
+one file a model; `models/*.toml` hold network sizes; `checkpoints.toml` lists every released file that a recipe may
+name. This page is generated from the fields by `make docs`.
 
-A recipe may start from another one with `extends = "name"`; tables are merged key by key. `${oc.env:NAME}` is the value of
-an environment variable. `key.path=value` on a script's command line goes over the file. Unknown keys are errors.
+A recipe may start from another one with `extends = "name"`; tables are merged key by key. `${oc.env:NAME}` is the value
+of an environment variable. `key.path=value` on a script's command line goes over the file. Unknown keys are errors.
 
-The column *affects* says what a change does: **weights** starts a new attempt, **outcome** continues the attempt with other
-limits, layout or measurements, **report** draws the report's samples again, **nothing** re-runs nothing.
+The column *affects* says what a change does: **weights** starts a new attempt, **outcome** continues the attempt with
+other limits, layout or measurements, **report** draws the report's samples again, **nothing** re-runs nothing.
 """
 
 DEPARTURES = """## Departures from the published recipes
 
-* `training.max_iter` is finite (published: 999999999) and `training.seed` is fixed (published: the time of day, drawn by
-  each process for itself).
+* `training.max_iter` is finite (published: 999999999) and `training.seed` is fixed (published: the time of day, drawn
+  by each process for itself).
 * Held-out clips are set apart and measured; the published recipes validate on nothing.
-* Optimizer master weights, random state and data order are saved with the rest; the published trainer rebuilds or forgets
-  them on a resume.
-* A step whose gradient is not finite is skipped and counted; the published trainer sets such gradients to zero and steps.
+* Optimizer master weights and the order of samples survive a resume; the published trainer rebuilds or forgets them.
+* A step whose gradient is not finite is skipped and counted; the published trainer sets such gradients to zero and
+  steps.
 * The noise of given frames is the same on all tensor-parallel ranks; the published trainer draws it on each rank.
 """
 
