@@ -81,6 +81,12 @@ def test_layouts_train_alike_and_continue_each_other(tmp_path: Path) -> None:
         assert_same_weights(tmp_path / "dense", tmp_path / other, 8, rtol=1e-4, atol=1e-5)
 
 
+def test_tensor_ranks_that_disagree_end_the_run_before_its_first_update(tmp_path: Path) -> None:
+    codes = run(tmp_path, toy_recipe(parallel__tensor=2), {1: {"0": "skew"}})
+    assert 1 in codes
+    assert not metrics(tmp_path)
+
+
 def test_signal_to_one_rank_stops_all_at_one_step(tmp_path: Path) -> None:
     recipe = toy_recipe(parallel__tensor=2)
     assert run(tmp_path / "stopped", recipe, {1: {"18": "SIGTERM"}}) == [EXIT_STOPPED, EXIT_STOPPED]

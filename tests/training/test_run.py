@@ -1,5 +1,7 @@
 import json
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ from worldtune.recipe.schema import Recipe
 from worldtune.training.inputs import Inputs, SplitCheckpoint, find_inputs
 from worldtune.training.metrics import read_rows
 from worldtune.training.run import run_training
-from worldtune.training.signals import EXIT_STOPPED
+from worldtune.training.signals import EXIT_STOPPED, STOP_SIGNALS
 
 
 def inputs() -> Inputs:
@@ -60,10 +62,16 @@ class Job:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
     torch.set_num_threads(1)
     monkeypatch.setattr(run_module, "find_inputs", lambda *_args, **_kwargs: inputs())
-    return Job(tmp_path / "toy_run")
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield Job(tmp_path / "toy_run")
+    # A training process keeps these signals for good; pytest wants them back.
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def test_records_of_a_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +158,17 @@ def test_stop_file(job: Job) -> None:
     (attempt / "stop").unlink()
     assert job(toy_recipe()) == 0
     assert len(read_rows(attempt / "metrics.jsonl")) == 8
+
+
+def test_wandb_run_has_the_name_of_the_attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    recipe = toy_recipe(logging__wandb="offline", training__max_iter=2)
+    assert job(recipe) == 0
+    assert job(toy_recipe(logging__wandb="offline", training__max_iter=3)) == 0
+    (attempt,) = job.attempts()
+    runs = list((attempt / "wandb").glob("offline-run-*"))
+    assert runs
+    assert all(run.name.endswith(attempt.name) for run in runs)
 
 
 def test_wrong_number_of_processes_is_named(job: Job) -> None:

@@ -86,7 +86,7 @@ class ToyNetwork(nn.Module):
 
 
 class ToyTask:
-    """`events` maps a sample number to what happens when it is trained on: "kill", "nan" or a signal's name."""
+    """`events` maps a sample number to what happens when it is trained on: "kill", "nan", "skew" or a signal's name."""
 
     def __init__(self, recipe: Recipe, mesh: DeviceMesh, events: dict[str, str] | None = None) -> None:
         self.recipe = recipe
@@ -114,6 +114,8 @@ class ToyTask:
                 os.kill(os.getpid(), signal.SIGKILL)
             elif event == "nan":
                 loss = loss * float("nan")
+            elif event == "skew":
+                loss = loss * 3
             elif event is not None:
                 os.kill(os.getpid(), signal.Signals[event])
         return LossOutput(loss=loss, edm_loss=loss.detach(), num_tokens=len(x))
