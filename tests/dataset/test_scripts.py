@@ -51,7 +51,8 @@ def test_a_source_that_changed_after_planning_is_refused(project, source, monkey
 def test_an_error_has_no_traceback(project):
     done = run(project, "validate")
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: datasets/tiny/manifests/ingest/0000.parquet does not exist")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: datasets/tiny/manifests/ingest/0000.parquet does not exist")
     assert "Traceback" not in done.stderr
 
 
