@@ -17,8 +17,6 @@ Floats = NDArray[np.floating[Any]]
 SKY = -1
 GROUND = 0
 EPSILON = 1e-4
-SAMPLES = 2
-"""Colour samples along each side of a pixel."""
 
 
 def unit(vector: Floats) -> Floats:
@@ -281,14 +279,14 @@ class Capsule:
         square = np.maximum(dd - along_d * along_d / length2, np.float32(1e-12))
         half_b = dot(directions_p3, offset) - along_d * along_o / length2
         rest = dot(offset, offset) - along_o * along_o / length2 - np.float32(self.radius**2)
-        best: Floats = _nearest_root(half_b, square, rest)
+        side = _nearest_root(half_b, square, rest)
         with np.errstate(invalid="ignore"):
-            place = along_o + best * along_d
-            best = np.where((place >= 0) & (place <= length2), best, np.float32(np.inf))
+            place = along_o + side * along_d
+        best: Floats = np.where((place >= 0) & (place <= length2), side, np.float32(np.inf))
         for centre in (self.start, self.end):
             away = origin - centre
-            rest = dot(away, away) - np.float32(self.radius**2)
-            best = np.minimum(best, _nearest_root(dot(directions_p3, away), dd, rest))
+            end = _nearest_root(dot(directions_p3, away), dd, dot(away, away) - np.float32(self.radius**2))
+            best = np.minimum(best, end)
         return best
 
     def local(self, points_p3: Floats) -> tuple[Floats, Floats]:
@@ -347,7 +345,12 @@ def _cast(camera: Camera, solids: list[Solid], directions: Floats, samples: int)
 
 
 def _paint_surroundings(
-    camera: Camera, solids: list[Solid], light: Surroundings, directions: Floats, is_ground: NDArray[np.bool_]
+    camera: Camera,
+    solids: list[Solid],
+    light: Surroundings,
+    directions: Floats,
+    is_ground: NDArray[np.bool_],
+    samples: int,
 ) -> Floats:
     """Return the colours (float32 [H, W, 3]) of sky and ground with shadows; bodies come over it."""
     slope = directions[:, 0, 2]
@@ -360,7 +363,7 @@ def _paint_surroundings(
     tiles = np.floor(places / np.float32(light.tile_m)).astype(np.int32)
     dark = ((tiles[..., 0] + tiles[..., 1]) % 2).astype(np.float32)[..., None]
     colour = light.ground + (light.ground_second - light.ground) * dark
-    _darken(colour, camera, solids, light, places, is_ground[horizon:], horizon)
+    _darken(colour, camera, solids, light, places, is_ground[horizon:], horizon, samples)
     haze = np.exp(-depth / np.float32(light.haze_m))
     colours[horizon:] = colour * haze + light.sky_horizon * (1 - haze)
     return colours
@@ -374,6 +377,7 @@ def _darken(
     places: Floats,
     is_ground: NDArray[np.bool_],
     horizon: int,
+    samples: int,
 ) -> None:
     """Darken in place the ground's colours ([rows below the horizon, W, 3]) where a body hides the sun."""
     lit = is_ground.copy()
@@ -381,7 +385,7 @@ def _darken(
         centre, radius = solid.ball
         # The shadow of a ball is an ellipse; the ball around it has a picture that is known to hold it.
         foot = centre - light.to_sun * np.float32(centre[2] / light.to_sun[2])
-        rows, columns = camera.rectangle(foot, radius / float(light.to_sun[2]), SAMPLES)
+        rows, columns = camera.rectangle(foot, radius / float(light.to_sun[2]), samples)
         part = (slice(max(rows.start - horizon, 0), max(rows.stop - horizon, 0)), columns)
         wanted = lit[part]
         ground = places[part][wanted]
@@ -411,21 +415,21 @@ def _shade_solid(solid: Solid, light: Surroundings, camera: Camera, directions_p
     return colour.astype(np.float32)
 
 
-def render(camera: Camera, solids: list[Solid], light: Surroundings) -> Picture:
-    """Render one frame: colours from four samples a pixel, depth and instances exactly at the pixel centres."""
+def render(camera: Camera, solids: list[Solid], light: Surroundings, *, samples: int) -> Picture:
+    """Render one frame; colours are the mean of samples x samples rays a pixel, all else is its centre's."""
     depth, index = _cast(camera, solids, camera.rays(1), 1)
     owner = np.array([SKY, GROUND, *(solid.instance for solid in solids)], dtype=np.int32)
 
-    directions = camera.rays(SAMPLES)
-    fine_depth, fine_index = _cast(camera, solids, directions, SAMPLES)
-    colours = _paint_surroundings(camera, solids, light, directions, fine_index == GROUND)
+    directions = camera.rays(samples)
+    fine_depth, fine_index = (depth, index) if samples == 1 else _cast(camera, solids, directions, samples)
+    colours = _paint_surroundings(camera, solids, light, directions, fine_index == GROUND, samples)
     for number, solid in enumerate(solids, start=1):
-        part = camera.rectangle(*solid.ball, SAMPLES)
+        part = camera.rectangle(*solid.ball, samples)
         mine = fine_index[part] == number
         if mine.any():
             colours[part][mine] = _shade_solid(solid, light, camera, directions[part][mine], fine_depth[part][mine])
     # Slices are summed, since a mean over short inner axes takes several times as long.
-    rows = np.add.reduce([colours[start::SAMPLES] for start in range(SAMPLES)])
-    pixels = np.add.reduce([rows[:, start::SAMPLES] for start in range(SAMPLES)]) * np.float32(255 / SAMPLES**2)
+    rows = np.add.reduce([colours[start::samples] for start in range(samples)])
+    pixels = np.add.reduce([rows[:, start::samples] for start in range(samples)]) * np.float32(255 / samples**2)
     frame: NDArray[np.uint8] = (np.clip(pixels, 0, 255) + 0.5).astype(np.uint8)
     return Picture(frame=frame, depth=depth, instances=owner[index + 1])

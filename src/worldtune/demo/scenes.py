@@ -350,15 +350,27 @@ def bodies_at(plan: Plan, time_s: float) -> tuple[list[Solid], Floats | None]:
     return bodies + limbs, joints
 
 
-def render_scene(name: str, *, seed: int, num_frames: int, width: int, height: int, fps: float) -> RenderedScene:
-    """Render a scene's first `num_frames` frames at `fps` frames a second."""
+def render_scene(
+    name: str, *, seed: int, num_frames: int, width: int, height: int, fps: float, samples: int = 2
+) -> RenderedScene:
+    """Render a scene's first `num_frames` frames at `fps` frames a second.
+
+    Args:
+        name: one of `scene_names`.
+        seed: another seed gives another scene of that name.
+        num_frames: frames from time 0 on.
+        width: pixels.
+        height: pixels.
+        fps: frames a second.
+        samples: rays along each side of a pixel; 1 is fast and has jagged edges.
+    """
     plan = plan_scene(name, seed=seed)
     pictures, people = [], []
     for frame in range(num_frames):
         time_s = frame / fps
         camera = camera_at(plan, time_s, width=width, height=height)
         bodies, joints = bodies_at(plan, time_s)
-        picture = render(camera, bodies, plan.light)
+        picture = render(camera, bodies, plan.light, samples=samples)
         pictures.append(picture)
         people.append(_keypoints(camera, joints, picture.instances, len(plan.phrases)))
     instances = np.stack([picture.instances for picture in pictures])
