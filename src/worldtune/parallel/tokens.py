@@ -115,6 +115,12 @@ class _Sum(torch.autograd.Function):
         return grads[0], None
 
 
+# Traced by torch.compile, these functions gave wrong gradients (torch 2.11, two GPUs): the compiler goes around them.
+@torch.compiler.disable
+def _apply(function: type[torch.autograd.Function], x: Tensor, parallel: "TokenParallel") -> Tensor:
+    return function.apply(x, parallel)
+
+
 class TokenParallel:
     """The layout of a network's tokens and split layers over one tensor-parallel group.
 
@@ -147,7 +153,7 @@ class TokenParallel:
 
     def scatter(self, x: Tensor) -> Tensor:
         """Take this rank's chunk of tokens that all ranks hold; backward gathers the gradient."""
-        return _Scatter.apply(x, self) if self.sequence else x
+        return _apply(_Scatter, x, self) if self.sequence else x
 
     def own_chunk(self, x: Tensor) -> Tensor:
         """Take this rank's chunk; the gradient is this rank's part only (sum it with `sum_gradient_over_tokens`)."""
@@ -155,27 +161,27 @@ class TokenParallel:
 
     def gather(self, x: Tensor) -> Tensor:
         """Gather tokens for a computation that all ranks do alike; backward takes this rank's chunk."""
-        return _Gather.apply(x, self) if self.sequence else x
+        return _apply(_Gather, x, self) if self.sequence else x
 
     def enter(self, x: Tensor) -> Tensor:
         """Bring tokens to layers that are split by column (heads, hidden units)."""
         if self.size == 1:
             return x
-        return _GatherSum.apply(x, self) if self.sequence else _Copy.apply(x, self)
+        return _apply(_GatherSum, x, self) if self.sequence else _apply(_Copy, x, self)
 
     def leave(self, x: Tensor) -> Tensor:
         """Add up the partial outputs of a layer that is split by row, and return to the layout outside."""
         if self.size == 1:
             return x
-        return _SumScatter.apply(x, self) if self.sequence else _Sum.apply(x, self)
+        return _apply(_SumScatter, x, self) if self.sequence else _apply(_Sum, x, self)
 
     def sum_gradient_over_heads(self, x: Tensor) -> Tensor:
         """Pass on a value that each rank uses on its own heads; backward sums its gradient over the group."""
-        return _Copy.apply(x, self) if self.size > 1 else x
+        return _apply(_Copy, x, self) if self.size > 1 and x.requires_grad else x
 
     def sum_gradient_over_tokens(self, x: Tensor) -> Tensor:
         """Pass on a value that each rank uses on its own tokens; backward sums its gradient over the group."""
-        return _Copy.apply(x, self) if self.sequence else x
+        return _apply(_Copy, x, self) if self.sequence and x.requires_grad else x
 
 
 SINGLE = TokenParallel(None, sequence=False)
