@@ -14,7 +14,7 @@ MADE_BY_RULES = ("results/", "datasets/", "checkpoints/", ".venv/")
 
 
 def test_make_targets_exist() -> None:
-    named = {target for line in re.findall(r"\bmake ([a-z][a-z -]*)", README) for target in line.split()[:1]}
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))
     assert {"demo", "test", "dryrun", "why", "sample", "test-slurm"} <= named
     assert named <= TARGETS
 
