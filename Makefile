@@ -8,7 +8,7 @@ CORES ?= $(shell nproc)
 RUN ?= demo_edge_posttrain
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-seeds dryrun why sample test test-slow test-slurm lint format docs lock dag
+.PHONY: help setup demo dryrun why sample test test-slow test-slurm lint format docs lock
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
