@@ -6,7 +6,7 @@ from pathlib import Path
 
 from worldtune.checkpoint.catalogue import load_catalogue
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.config import load_datasets
+from worldtune.dataset.config import dataset_of, load_datasets
 from worldtune.common.versions import stage_version
 from worldtune.dataset.parameters import STAGE_KEYS, stage_values
 from worldtune.recipe.identity import fingerprint, keys_that_affect, values_that_affect

@@ -5,9 +5,9 @@ def train_resource(name):
 
 def dataset_gate(wildcards):
     """The dataset's digest file; asking the checkpoint for it lets an unchanged dataset start nothing."""
-    return checkpoints.validate.get(
-        dataset=recipe(wildcards).data.dataset
-    ).output.dataset
+    chosen = recipe(wildcards)
+    dataset_of(wildcards.run, chosen, DATASETS)
+    return checkpoints.validate.get(dataset=chosen.data.dataset).output.dataset
 
 
 rule train:

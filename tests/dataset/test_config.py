@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.config import find_dataset, load_datasets, parse_datasets
+from worldtune.dataset.config import dataset_of, find_dataset, load_datasets, parse_datasets
+from worldtune.recipe.load import load_recipe
 
 FOLDER = {"kind": "folder", "path": "videos", "num_shards": 2}
 
@@ -61,3 +64,21 @@ def test_environment_variables_are_resolved(tmp_path, monkeypatch):
 def test_a_config_without_datasets(tmp_path):
     (tmp_path / "config.yaml").write_text("runs: []\n")
     assert load_datasets(tmp_path / "config.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "parts"),
+    [
+        ("synthetics", {}, ("did you mean 'synthetic'",)),
+        ("synthetic", {"controls": ["depth"]}, ("edge", "['depth']", "config.yaml")),
+        ("synthetic", {"text_max_tokens": 65}, ("64", "65", "data.text_tokens", "text_max_tokens")),
+    ],
+)
+def test_a_recipe_whose_dataset_will_not_fit_is_told_before_anything_runs(name, table, parts):
+    root = Path(__file__).parents[2]
+    recipe = load_recipe("demo_edge_posttrain", [f"data.dataset={name}"], root=root)
+    fitting = {"kind": "synthetic", "num_shards": 1, "num_clips": 4, "text_max_tokens": 64}
+    assert dataset_of("run", load_recipe("demo_edge_posttrain", root=root), parse_datasets({"synthetic": fitting}, ""))
+    with pytest.raises(WorldtuneError) as caught:
+        dataset_of("run", recipe, parse_datasets({"synthetic": fitting | table}, "config.yaml"))
+    assert all(part in str(caught.value) for part in ("run", *parts))

@@ -96,11 +96,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     config["datasets"]["synthetic"] |= {"num_clips": 8, "num_shards": 1, "min_clips": 4}
     config["cluster"] |= {"account": "sandbox", "partitions": {"cpu": "cpu", "gpu": "gpu", "network": None}}
     path.write_text(yaml.safe_dump(config))
-    # The demo's base is trained for minutes; here it need not be good.
-    workspace.edit(
-        "src/worldtune/demo/base_training.py", {"num_steps=500": "num_steps=2", "num_steps=120": "num_steps=1"}
-    )
-    workspace.edit("src/worldtune/demo/checkpoints.py", {"NUM_SCENES = 32": "NUM_SCENES = 2"})
+    workspace.shorten_base_training()
     return workspace
 
 

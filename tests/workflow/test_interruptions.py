@@ -78,6 +78,7 @@ def steps_done(root: Path) -> int:
 @pytest.mark.slow
 def test_kill_and_repeat_gives_the_undisturbed_model(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
+    workspace.shorten_base_training()
     root = workspace.root
     (root / "config/recipes/killed.toml").write_text(RECIPE)
     workspace.snakemake(TARGET)

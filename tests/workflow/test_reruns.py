@@ -28,6 +28,7 @@ datasets:
     min_frames: 17
     controls: [edge]
     text_encoder: worldtune/demo-t5
+    text_max_tokens: 64
 cluster:
   partitions: {{cpu: null, gpu: null, network: null}}
 """
@@ -99,6 +100,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     workspace = Workspace(tmp_path_factory.mktemp("reruns"))
+    workspace.shorten_base_training()
     (workspace.root / "config/config.yaml").write_text(CONFIG)
     (workspace.root / "config/recipes/tiny.toml").write_text(RECIPE)
     for number, name in enumerate(scene_names(6)):

@@ -43,6 +43,17 @@ class Workspace:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("WORLDTUNE_", "OUTPUT_ROOT"))}
         return {**kept, "PYTHONPATH": str(self.root / "src"), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
 
+    def shorten_base_training(self) -> None:
+        """Leave of the demo base's training what shows that it runs: most tests need no good base."""
+        for name, pattern in (
+            ("base_training.py", r"(num_steps=)\d+(, batch)"),
+            ("checkpoints.py", r"(\nNUM_SCENES = )\d+(\n)"),
+        ):
+            path = self.root / "src/worldtune/demo" / name
+            text, count = re.subn(pattern, r"\g<1>2\g<2>", path.read_text())
+            assert count, f"{pattern} is not in {name}"
+            path.write_text(text)
+
     def command(self, *arguments: str) -> list[str]:
         """The command line of a snakemake call."""
         return [sys.executable, "-m", "snakemake", "--cores", "2", "--nocolor", *arguments]

@@ -21,6 +21,7 @@ from pydantic import (
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.clips import CONTROL_SUFFIXES
 from worldtune.recipe.project import read_config
+from worldtune.recipe.schema import Recipe
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 MAX_SHARDS = 9999
@@ -166,6 +167,31 @@ def find_dataset(path: Path, name: str) -> DatasetConfig:
     if name not in datasets:
         raise WorldtuneError(f"{path} has no dataset {name!r}{_suggest(name, datasets)}.")
     return datasets[name]
+
+
+def dataset_of(run: str, recipe: Recipe, datasets: Mapping[str, DatasetConfig]) -> DatasetConfig:
+    """Return the dataset that a run's recipe trains on.
+
+    Raises:
+        WorldtuneError: there is no such dataset, or it will not have what the recipe needs.
+    """
+    name, what = recipe.data.dataset, f"Recipe {run}"
+    if name not in datasets:
+        raise WorldtuneError(
+            f"{what}: data.dataset = {name!r}, but config.yaml has no such dataset{_suggest(name, datasets)}."
+        )
+    config = datasets[name]
+    if recipe.control.kind not in config.controls:
+        raise WorldtuneError(
+            f"{what} trains the {recipe.control.kind} control, but dataset {name} has only {list(config.controls)}. "
+            f"Add {recipe.control.kind!r} to its controls in config.yaml."
+        )
+    if config.text_max_tokens > recipe.data.text_tokens:
+        raise WorldtuneError(
+            f"{what} takes {recipe.data.text_tokens} text tokens (data.text_tokens), but dataset {name} has up to "
+            f"{config.text_max_tokens} (text_max_tokens in config.yaml). Make one of them the other."
+        )
+    return config
 
 
 def source_folder(name: str, config: DatasetConfig, datasets: Path = Path("datasets")) -> Path:

@@ -42,8 +42,8 @@ class Phase:
 
 
 PHASES = (
-    Phase(num_steps=400, batch_size=2, cutting_hw=(12, 20)),
-    Phase(num_steps=80, batch_size=1, cutting_hw=None),
+    Phase(num_steps=1200, batch_size=2, cutting_hw=(12, 20)),
+    Phase(num_steps=300, batch_size=1, cutting_hw=None),
 )
 
 

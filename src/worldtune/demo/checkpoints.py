@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import shutil
 import time
 import tomllib
@@ -19,13 +20,14 @@ from worldtune.common.progress import progress
 from worldtune.demo.base_training import OBJECTIVE, PHASES, Clips, Phase, TrainedBase, train_base
 from worldtune.demo.codec import Decoder, Encoder
 from worldtune.demo.scenes import render_scene, scene_names
-from worldtune.demo.text_encoder import CHANNELS, MAX_TOKENS, write_text_encoder
+from worldtune.demo.text_encoder import CHANNELS, write_text_encoder
 from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
 from worldtune.training.random import generator
 from worldtune.transfer1.control import ControlNetwork, copy_base_weights
+from worldtune.transfer1.layers import TokenLinear
 from worldtune.transfer1.loading import initialise
 
-VERSION = 1
+VERSION = 2
 
 NETWORKS = "worldtune/demo-transfer1"
 TEXT_ENCODER = "worldtune/demo-t5"
@@ -34,8 +36,12 @@ TOKENIZER = "worldtune/demo-tokenizer"
 
 SCENE_SEED = 7919
 """Added to the seed for the base's scenes, which are thereby other ones than the dataset's."""
-NUM_SCENES = 32
+NUM_SCENES = 48
 NUM_FRAMES = 17
+TEXT_TOKENS = 64
+"""As the demo's recipes have it."""
+HINT_GAIN = 2.0
+"""Standard deviation of a hint layer's weights times the root of its inputs: SiLU halves what passes."""
 WIDTH, HEIGHT, FPS = 320, 192, 24.0
 LATENT_COLUMNS = 16
 """Latent frames that mean_std.pt covers."""
@@ -78,9 +84,9 @@ def make_checkpoints(
 
 
 def embed(folder: Path, captions: list[str]) -> Tensor:
-    """Return the text encoder's embeddings of captions, padded with zeros (float32 [N, 512, C])."""
-    text = torch.zeros(len(captions), MAX_TOKENS, CHANNELS)
-    for index, embedding in TextEncoder(folder, "cpu").encode(captions, MAX_TOKENS):
+    """Return the text encoder's embeddings of captions, padded with zeros (float32 [N, 64, C])."""
+    text = torch.zeros(len(captions), TEXT_TOKENS, CHANNELS)
+    for index, embedding in TextEncoder(folder, "cpu").encode(captions, TEXT_TOKENS):
         text[index, : len(embedding.tokens)] = torch.from_numpy(embedding.tokens)
     return text
 
@@ -128,15 +134,27 @@ def _statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _write_networks(folder: Path, trained: TrainedBase, config: ControlNetworkConfig, seed: int) -> None:
-    """Write base_model.pt, and edge_control.pt: the base's first blocks under a hint path that changes nothing yet."""
+    """Write base_model.pt, and edge_control.pt: the base's first blocks with zero blocks, which change nothing yet.
+
+    As in a released branch, and unlike in a fresh one, the hint passes through its layers.
+    """
     control = ControlNetwork(config)
-    initialise(control, generator(seed, "control"))
+    stream = generator(seed, "control")
+    initialise(control, stream)
+    _open_hint_path(control, stream)
     copy_base_weights(trained.base, control)
     uncertainty = {f"logvar.{name}": value for name, value in trained.logvar.state_dict().items()}
     base = {f"net.{name}": value for name, value in trained.base.state_dict().items()} | uncertainty
     branch = {f"net.{name}": value for name, value in control.state_dict().items()} | uncertainty
     _save(folder / "base_model.pt", {f"base_model.{name}": value.detach().clone() for name, value in base.items()})
     _save(folder / "edge_control.pt", {name: value.detach().clone() for name, value in branch.items()})
+
+
+@torch.no_grad()
+def _open_hint_path(control: ControlNetwork, stream: torch.Generator) -> None:
+    for layer in control.input_hint_block:
+        if isinstance(layer, TokenLinear):
+            layer.weight.normal_(std=HINT_GAIN / math.sqrt(layer.weight.shape[1]), generator=stream)
 
 
 def _list_files(folder: Path) -> None:

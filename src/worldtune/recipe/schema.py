@@ -77,6 +77,8 @@ class Data(Section):
     # A number where it comes from the command line, since it looks like one.
     resolution: Annotated[Literal["1080", "720", "512", "480", "256", "128"], BeforeValidator(str)] = "720"
     """Row of the size table; the aspect ratio nearest to the clip's picks the size (config/README.md lists them)."""
+    text_tokens: PositiveInt = 512
+    """Tokens that the network is given of every text; shorter ones are filled up with zeros, which it attends to."""
     num_workers: NonNegativeInt = Field(default=8, json_schema_extra=affects("nothing"))
     """Loader processes of each reading rank."""
 

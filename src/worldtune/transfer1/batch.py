@@ -28,8 +28,6 @@ from worldtune.training.task import Sample
 
 logger = logging.getLogger(__name__)
 
-TEXT_TOKENS = 512
-"""Tokens of a text embedding; shorter ones are filled up with zeros, which the network attends to."""
 EDGE_RESOLUTION = "720"
 """Row of the size table to which larger clips are shrunk before their edges are found, whatever is trained."""
 
@@ -99,7 +97,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             "ordinal": torch.tensor(ordinal),
             "video": _channels_first(video.frames),
             "hint": _channels_first(hint.frames),
-            "text": torch.from_numpy(read_t5(clip.t5_path(self.root), TEXT_TOKENS, channels)),
+            "text": torch.from_numpy(read_t5(clip.t5_path(self.root), self.recipe.data.text_tokens, channels)),
             "fps": torch.tensor(clip.fps, dtype=torch.float32),
             "padding_mask": torch.from_numpy(video.padding_mask)[None],
             "image_size": torch.tensor(video.image_size, dtype=torch.float32),
