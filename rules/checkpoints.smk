@@ -14,7 +14,13 @@ rule fetch_checkpoint:
     params:
         revision=lambda wildcards: CATALOGUE.find(wildcards.entry).repository.revision,
     shell:
-        "HF_HUB_OFFLINE=0 {PYTHON} src/scripts/fetch_checkpoint.py {wildcards.entry} > {log} 2>&1"
+        "HF_HUB_OFFLINE=0 {PYTHON:q} src/scripts/fetch_checkpoint.py {wildcards.entry:q} > {log:q} 2>&1"
+
+
+def model_sizes(name):
+    """The canonical content of a file below config/models/."""
+    path = Path(f"config/models/{name}.toml")
+    return json.dumps(tomllib.loads(path.read_text(encoding="utf-8")), sort_keys=True)
 
 
 rule make_demo_checkpoints:
@@ -25,6 +31,8 @@ rule make_demo_checkpoints:
         tokenizer="checkpoints/worldtune/demo-tokenizer/files.json",
     log:
         "logs/make_demo_checkpoints/all.log",
+    benchmark:
+        "benchmark_records/make_demo_checkpoints/all.tsv"
     threads: 2
     resources:
         slurm_partition=partition("cpu"),
@@ -33,8 +41,9 @@ rule make_demo_checkpoints:
         runtime=30,
     params:
         version=stage_version("demo/checkpoints.py"),
+        sizes=lambda wildcards: model_sizes("transfer1_demo"),
     shell:
-        "{PYTHON} src/scripts/make_demo_checkpoints.py --checkpoints checkpoints > {log} 2>&1"
+        "{PYTHON:q} src/scripts/make_demo_checkpoints.py --checkpoints checkpoints > {log:q} 2>&1"
 
 
 rule split_checkpoint:
@@ -54,8 +63,8 @@ rule split_checkpoint:
     params:
         version=stage_version("checkpoint/splitting.py"),
     shell:
-        "{PYTHON} src/scripts/split_checkpoint.py {input} --degree {wildcards.degree}"
-        " --output-dir checkpoints/{wildcards.repo}/checkpoints_tp_{wildcards.degree} > {log} 2>&1"
+        "{PYTHON:q} src/scripts/split_checkpoint.py {input:q} --degree {wildcards.degree:q}"
+        " --output-dir checkpoints/{wildcards.repo:q}/checkpoints_tp_{wildcards.degree:q} > {log:q} 2>&1"
 
 
 rule load_report:
@@ -66,13 +75,18 @@ rule load_report:
         "results/{run}/load_report.json",
     log:
         "logs/load_report/{run}.log",
+    benchmark:
+        "benchmark_records/load_report/{run}.tsv"
     resources:
         slurm_partition=partition("cpu"),
         slurm_account=PROJECT.cluster.account,
         mem_mb=8000,
         runtime=20,
     params:
+        version=stage_version("transfer1/load_report.py"),
         network=lambda wildcards: load_report_values(recipe(wildcards)),
-        expect=lambda wildcards: fingerprint(load_report_values(recipe(wildcards))),
+        expect=lambda wildcards: PLAN.fingerprint(
+            f"load_report/{wildcards.run}", load_report_values(recipe(wildcards))
+        ),
     shell:
-        "{PYTHON} src/scripts/load_report.py --run {wildcards.run} --output {output} --expect {params.expect} > {log} 2>&1"
+        "{PYTHON:q} src/scripts/load_report.py --run {wildcards.run:q} --output {output:q} --expect {params.expect} > {log:q} 2>&1"

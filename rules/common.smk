@@ -1,7 +1,8 @@
 import functools
-import os
+import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 from worldtune.checkpoint.catalogue import load_catalogue
@@ -9,10 +10,15 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.config import dataset_of, load_datasets
 from worldtune.common.versions import stage_version
 from worldtune.dataset.parameters import STAGE_KEYS, stage_values
-from worldtune.recipe.identity import fingerprint, keys_that_affect, values_that_affect
+from worldtune.recipe.identity import (
+    keys_that_affect,
+    load_report_values,
+    values_that_affect,
+)
 from worldtune.recipe.load import load_recipe
 from worldtune.recipe.project import config_path, load_project, read_config
 from worldtune.workflow.lock import WorkflowLock
+from worldtune.workflow.plan import Plan
 from worldtune.workflow.resources import (
     processes_per_node,
     sample_gres,
@@ -21,13 +27,19 @@ from worldtune.workflow.resources import (
 )
 
 PYTHON = sys.executable
-PROJECT = load_project(config, config_path())
+ALL_CORES = 4096
+PROJECT = load_project(read_config(config_path()), config_path())
 DATASETS = load_datasets(config_path())
 CATALOGUE = load_catalogue(Path("config/checkpoints.toml"))
 RUNS = sorted(path.stem for path in Path("config/recipes").glob("*.toml"))
 LOCK = WorkflowLock(Path(".snakemake"))
+PLAN = Plan(
+    Path(".snakemake/worldtune_plan"),
+    scheduling=lambda: LOCK.held,
+    inside_job=not workflow.is_main_process,
+)
 
-if dict(config) != read_config(config_path()):
+if dict(config) != read_config(config_path(), resolve=False):
     raise WorldtuneError(
         f"--config and --configfile reach snakemake but not the scripts, which read {config_path()}. "
         "Edit that file, or set the environment variable WORLDTUNE_CONFIG to another one."
@@ -38,8 +50,8 @@ shell.prefix("export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1; ")
 
 
 wildcard_constraints:
-    run="|".join(RUNS),
-    dataset="|".join(DATASETS),
+    run="|".join(map(re.escape, RUNS)),
+    dataset="|".join(map(re.escape, DATASETS)),
     shard=r"\d{4}",
     control=r"[a-z]+",
     repo=r"[^/]+/[^/]+",
@@ -51,6 +63,7 @@ onstart:
     # Jobs on a cluster run this file too; only the process that schedules them takes the lock.
     if workflow.is_main_process:
         LOCK.acquire()
+        PLAN.write()
 
 
 @functools.cache
@@ -96,11 +109,16 @@ def stage_params(stage):
         key: (lambda wildcards, key=key: values(wildcards)[key])
         for key in STAGE_KEYS[stage]
     }
-    return {**params, "expect": lambda wildcards: fingerprint(values(wildcards))}
+    return {
+        **params,
+        "expect": lambda wildcards: PLAN.fingerprint(
+            "/".join([stage, *map(str, wildcards)]), values(wildcards)
+        ),
+    }
 
 
-def recipe_params(*kinds):
-    """Named params of the training rule, one for each recipe key that can change its output, and their fingerprint."""
+def recipe_params(rule, *kinds):
+    """Named params of a run's rule, one for each recipe key that can change its output, and their fingerprint."""
 
     def value(wildcards, key):
         values = values_of_run(wildcards.run, *kinds)
@@ -112,8 +130,18 @@ def recipe_params(*kinds):
     }
     return {
         **params,
-        "expect": lambda wildcards: fingerprint(values_of_run(wildcards.run, *kinds)),
+        "expect": expected(rule, *kinds),
     }
+
+
+def expected(rule, *kinds):
+    """A function of wildcards that gives the fingerprint of the run's values that a rule is planned with."""
+
+    def planned(wildcards):
+        values = values_of_run(wildcards.run, *kinds)
+        return PLAN.fingerprint(f"{rule}/{wildcards.run}", values)
+
+    return planned
 
 
 def hub_outputs():
@@ -151,13 +179,3 @@ def text_gres(wildcards):
 def text_mem_mb(wildcards):
     """Main memory for loading the encoder: eleven billion parameters in float32 at the worst."""
     return 48000 if DATASETS[wildcards.dataset].kind != "synthetic" else 2000
-
-
-def load_report_values(chosen):
-    """The values of a recipe that the load report depends on."""
-    values = values_that_affect(chosen, "weights")
-    return {
-        key: value
-        for key, value in values.items()
-        if key.startswith(("network.base.", "network.control."))
-    }

@@ -13,8 +13,8 @@ rule render_synthetic:
     params:
         **stage_params("render_synthetic"),
     shell:
-        "{PYTHON} src/scripts/render_synthetic.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
-        " --expect {params.expect} > {log} 2>&1"
+        "{PYTHON:q} src/scripts/render_synthetic.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
+        " --expect {params.expect} > {log:q} 2>&1"
 
 
 rule fetch_metadata:
@@ -29,7 +29,7 @@ rule fetch_metadata:
         mem_mb=4000,
         runtime=240,
     shell:
-        "HF_HUB_OFFLINE=0 {PYTHON} src/scripts/fetch_metadata.py --dataset {wildcards.dataset} > {log} 2>&1"
+        "HF_HUB_OFFLINE=0 {PYTHON:q} src/scripts/fetch_metadata.py --dataset {wildcards.dataset:q} > {log:q} 2>&1"
 
 
 def source_of_shard(wildcards):
@@ -59,8 +59,8 @@ rule ingest:
     params:
         **stage_params("ingest"),
     shell:
-        "{PYTHON} src/scripts/ingest.py --dataset {wildcards.dataset} --shard {wildcards.shard} --threads {threads}"
-        " --expect {params.expect} > {log} 2>&1"
+        "{PYTHON:q} src/scripts/ingest.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q} --threads {threads}"
+        " --expect {params.expect} > {log:q} 2>&1"
 
 
 rule captions:
@@ -80,8 +80,8 @@ rule captions:
     params:
         **stage_params("captions"),
     shell:
-        "{PYTHON} src/scripts/captions.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
-        " --expect {params.expect} > {log} 2>&1"
+        "{PYTHON:q} src/scripts/captions.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
+        " --expect {params.expect} > {log:q} 2>&1"
 
 
 rule t5:
@@ -98,15 +98,16 @@ rule t5:
     resources:
         slurm_partition=partition("gpu"),
         slurm_account=PROJECT.cluster.account,
-        slurm_extra=slurm_extra(PROJECT.cluster, gpus=True),
+        constraint=PROJECT.cluster.constraint,
+        slurm_extra=slurm_extra(PROJECT.cluster),
         gres=text_gres,
         mem_mb=text_mem_mb,
         runtime=240,
     params:
         **stage_params("t5"),
     shell:
-        "{PYTHON} src/scripts/t5.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
-        " --expect {params.expect} > {log} 2>&1"
+        "{PYTHON:q} src/scripts/t5.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
+        " --expect {params.expect} > {log:q} 2>&1"
 
 
 rule controls:
@@ -127,8 +128,8 @@ rule controls:
     params:
         **stage_params("controls"),
     shell:
-        "{PYTHON} src/scripts/controls.py --dataset {wildcards.dataset} --shard {wildcards.shard}"
-        " --control {wildcards.control} --threads {threads} --expect {params.expect} > {log} 2>&1"
+        "{PYTHON:q} src/scripts/controls.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
+        " --control {wildcards.control:q} --threads {threads} --expect {params.expect} > {log:q} 2>&1"
 
 
 def dataset_manifests(wildcards):
@@ -166,4 +167,4 @@ checkpoint validate:
     params:
         **stage_params("validate"),
     shell:
-        "{PYTHON} src/scripts/validate.py --dataset {wildcards.dataset} --expect {params.expect} > {log} 2>&1"
+        "{PYTHON:q} src/scripts/validate.py --dataset {wildcards.dataset:q} --expect {params.expect} > {log:q} 2>&1"

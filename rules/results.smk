@@ -15,7 +15,7 @@ rule export:
     params:
         version=stage_version("transfer1/export.py"),
     shell:
-        "{PYTHON} src/scripts/export.py --run {wildcards.run} > {log} 2>&1"
+        "{PYTHON:q} src/scripts/export.py --run {wildcards.run:q} > {log:q} 2>&1"
 
 
 rule report:
@@ -28,17 +28,20 @@ rule report:
         "logs/report/{run}.log",
     benchmark:
         "benchmark_records/report/{run}.tsv"
-    # Samples are drawn from the export on one GPU.
+    # Samples are drawn from the export on one GPU, on this machine beside no training; SLURM counts GPUs itself.
+    threads: ALL_CORES
     resources:
         slurm_partition=partition("gpu"),
         slurm_account=PROJECT.cluster.account,
-        slurm_extra=slurm_extra(PROJECT.cluster, gpus=True),
+        constraint=PROJECT.cluster.constraint,
+        slurm_extra=slurm_extra(PROJECT.cluster),
         gres=lambda wildcards: sample_gres(recipe(wildcards), PROJECT.cluster),
+        cpus_per_task=lambda wildcards: recipe(wildcards).cluster.cpus_per_gpu,
         mem_mb=lambda wildcards: int(recipe(wildcards).cluster.mem_gb_per_gpu * 1024),
         runtime=240,
     params:
-        **recipe_params("report"),
+        **recipe_params("report", "report"),
         version=stage_version("evaluate/report.py"),
     shell:
-        "({PYTHON} src/scripts/sample.py --run {wildcards.run} --expect {params.expect}"
-        " && {PYTHON} src/scripts/report.py --run {wildcards.run} --output {output}) > {log} 2>&1"
+        "({PYTHON:q} src/scripts/sample.py --run {wildcards.run:q} --expect {params.expect}"
+        " && {PYTHON:q} src/scripts/report.py --run {wildcards.run:q} --output {output:q}) > {log:q} 2>&1"

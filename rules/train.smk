@@ -23,9 +23,13 @@ rule train:
         "logs/train/{run}.log",
     benchmark:
         "benchmark_records/train/{run}.tsv"
+    # All cores that snakemake has on this machine, which lowers the number to them: two jobs would share its GPUs. On
+    # SLURM cpus_per_task holds.
+    threads: ALL_CORES
     resources:
         slurm_partition=partition("gpu"),
         slurm_account=PROJECT.cluster.account,
+        constraint=PROJECT.cluster.constraint,
         slurm_extra=train_resource("slurm_extra"),
         nodes=train_resource("nodes"),
         gres=train_resource("gres"),
@@ -37,10 +41,10 @@ rule train:
         runtime=train_resource("runtime"),
         processes_per_node=lambda wildcards: processes_per_node(recipe(wildcards)),
     params:
-        **recipe_params("weights", "outcome"),
+        **recipe_params("train", "weights", "outcome"),
         version=stage_version("training/trainer.py"),
     # exec, so that SLURM's signals reach the launcher and not a shell that waits for it.
     shell:
         "exec bash src/scripts/launch.sh --nodes {resources.nodes} --processes-per-node {resources.processes_per_node}"
-        " --python {PYTHON} src/scripts/train.py {wildcards.run} --expect {params.expect} --manifest {output}"
-        " >> {log} 2>&1"
+        " --python {PYTHON:q} src/scripts/train.py {wildcards.run:q} --expect {params.expect} --manifest {output:q}"
+        " >> {log:q} 2>&1"

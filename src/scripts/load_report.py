@@ -7,10 +7,8 @@ import argparse
 from pathlib import Path
 
 from worldtune.common.script import run
-from worldtune.recipe.identity import check_fingerprint, values_that_affect
+from worldtune.recipe.identity import check_fingerprint, load_report_values
 from worldtune.recipe.load import load_recipe, recipe_path
-
-NETWORK_KEYS = ("network.base.", "network.control.")
 
 
 def main() -> None:
@@ -21,10 +19,7 @@ def main() -> None:
     parser.add_argument("--expect", metavar="FINGERPRINT", help="refuse if the recipe's values are not these")
     args = parser.parse_args()
     recipe = load_recipe(args.run)
-    values = {
-        key: value for key, value in values_that_affect(recipe, "weights").items() if key.startswith(NETWORK_KEYS)
-    }
-    check_fingerprint(args.expect, values, str(recipe_path(args.run)))
+    check_fingerprint(args.expect, load_report_values(recipe), str(recipe_path(args.run)))
     # Imported late: a typo on the command line should not wait for PyTorch.
     from worldtune.transfer1.load_report import write_load_report
 

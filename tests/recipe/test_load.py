@@ -111,7 +111,7 @@ def test_wrong_files_are_refused_with_advice(tmp_path: Path, text: str, message:
     [
         ("data.num_frames=18", "nearest are 17 and 25"),
         ("data.num_frames=1", "max_condition_frames"),
-        ("training.global_batch_size=3", "= 1 x 1 x 2 = 2, found 3"),
+        ("training.global_batch_size=3", "= 2 x 1 x 1 = 2, found 3"),
         ("parallel.tensor=3", "must divide network.base.num_heads = 8"),
         ("network.control.model_channels=64", "must equal network.base.model_channels = 128"),
         ("network.base.max_img_w=16", "position tables"),
@@ -120,6 +120,7 @@ def test_wrong_files_are_refused_with_advice(tmp_path: Path, text: str, message:
         ("optimizer.betas=[0.9,1.0]", r"optimizer.betas\[1\]"),
         ("sampling.sigma_min=100", "sampling.sigma_max"),
         ("cluster.gpus_per_node=1.5", "cluster.gpus_per_node"),
+        ("cluster.runtime_minutes=10", "save_seconds: must be below the 600 seconds"),
         ("optimizer.lr=1", "optimizer.lr"),
         ("nonsense", "key.path=value"),
     ],

@@ -27,6 +27,7 @@ extends = "demo_edge_posttrain"
 
 [training]
 max_iter = {steps}
+micro_batch_size = 1
 gradient_accumulation = {accumulation}
 
 [parallel]

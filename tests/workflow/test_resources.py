@@ -1,4 +1,9 @@
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
+from snakemake_interface_common.exceptions import WorkflowError
 
 from worldtune.recipe.load import load_recipe
 from worldtune.recipe.project import ClusterNames
@@ -23,8 +28,15 @@ def test_several_nodes_take_one_task_each() -> None:
     resources = train_resources(recipe, ClusterNames(constraint="h100", container="image.sqsh", gpu_gres="gpu:h100"))
     assert [resources[key] for key in ("mpi", "tasks", "tasks_per_gpu")] == ["srun", 3, 0]
     assert resources["gres"] == "gpu:h100:8"
-    assert "--constraint=h100" in resources["slurm_extra"]
-    assert "--container-image=image.sqsh" in resources["slurm_extra"]
+    assert resources["slurm_extra"] == "--open-mode=append --container-image=image.sqsh --signal=TERM@600"
+
+
+def test_the_plugin_takes_the_options_that_no_resource_stands_for() -> None:
+    recipe = load_recipe("edge_posttrain", root=REPOSITORY)
+    extra = train_resources(recipe, ClusterNames(constraint="h100", container="image.sqsh"))["slurm_extra"]
+    validate_slurm_extra(SimpleNamespace(resources=SimpleNamespace(slurm_extra=extra)))
+    with pytest.raises(WorkflowError, match="constraint"):
+        validate_slurm_extra(SimpleNamespace(resources=SimpleNamespace(slurm_extra="--constraint=h100")))
 
 
 def test_fewer_processes_than_a_node_has_gpus() -> None:

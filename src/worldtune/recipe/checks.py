@@ -112,6 +112,11 @@ def _layout_problems(recipe: Recipe) -> Iterator[str]:
             f"cluster.gpus_per_node: the {recipe.world_size} processes of parallel.tensor x parallel.data do not fill "
             f"whole nodes of {per_node}"
         )
+    if recipe.cluster.save_seconds >= 60 * recipe.cluster.runtime_minutes:
+        yield (
+            f"cluster.save_seconds: must be below the {60 * recipe.cluster.runtime_minutes} seconds of "
+            f"cluster.runtime_minutes, found {recipe.cluster.save_seconds}"
+        )
 
 
 def _range_problems(recipe: Recipe) -> Iterator[str]:

@@ -26,6 +26,13 @@ def values_that_affect(recipe: Recipe, *kinds: Affects) -> dict[str, Any]:
     return {key: chosen[key] for key in sorted(chosen) if not key.startswith(tuple(other))}
 
 
+def load_report_values(recipe: Recipe) -> dict[str, Any]:
+    """Return the dotted keys and values of a recipe that the load report depends on, sorted."""
+    values = values_that_affect(recipe, "weights")
+    starts = ("network.base.", "network.control.", "objective.use_logvar")
+    return {key: value for key, value in values.items() if key.startswith(starts)}
+
+
 def keys_that_affect(*kinds: Affects) -> list[str]:
     """Return the dotted names of all keys of the schema that affect one of `kinds`, sorted."""
     return sorted(key for key, affects in _schema_leaves(Recipe, "", "weights") if affects in kinds)

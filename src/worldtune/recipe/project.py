@@ -64,14 +64,18 @@ class ProjectConfig(BaseModel):
     """What the cluster is called."""
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML file with `${oc.env:NAME}` resolved.
+def read_config(path: Path, *, resolve: bool = True) -> dict[str, Any]:
+    """Read a YAML file.
+
+    Args:
+        path: the file.
+        resolve: whether `${oc.env:NAME}` is replaced by the variable's value, or left as it is.
 
     Raises:
         WorldtuneError: the file is missing, is no YAML, or names an environment variable that is not set.
     """
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=resolve)
     except FileNotFoundError as error:
         raise WorldtuneError(
             f"{path} does not exist; run from the repository's root, or set {CONFIG_VARIABLE}."

@@ -292,6 +292,8 @@ class Cluster(Section):
     """Main memory for each process, in GiB."""
     runtime_minutes: PositiveInt = 1440
     """Time limit of one job; a run that needs longer continues in the next one."""
+    save_seconds: PositiveInt = Field(default=600, le=65535)
+    """Seconds before the time limit at which SLURM asks the job to save and end: a step and a checkpoint."""
 
 
 class Recipe(Section):

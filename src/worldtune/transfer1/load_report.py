@@ -22,6 +22,7 @@ from worldtune.transfer1.loading import (
 from worldtune.transfer1.logvar import LogVariance
 from worldtune.transfer1.network import BaseNetwork
 
+VERSION = 1
 REPORT_FORMAT = 1
 
 

@@ -21,6 +21,11 @@ class WorkflowLock:
         self._path = folder / "worldtune.lock"
         self._file: IO[str] | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether this process has the lock."""
+        return self._file is not None
+
     def acquire(self) -> None:
         """Take the lock until the process ends.
 

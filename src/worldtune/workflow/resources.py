@@ -17,13 +17,11 @@ def processes_per_node(recipe: Recipe) -> int:
     return recipe.world_size // num_nodes(recipe)
 
 
-def slurm_extra(cluster: ClusterNames, *, gpus: bool) -> str:
-    """Return sbatch options for what the plugin has no resource for."""
+def slurm_extra(cluster: ClusterNames) -> str:
+    """Return sbatch options of a GPU job for what the plugin has no resource for."""
     # A requeued job writes to the same log file; without append it would start by emptying it.
     options = ["--open-mode=append"]
-    if gpus and cluster.constraint:
-        options.append(f"--constraint={cluster.constraint}")
-    if gpus and cluster.container:
+    if cluster.container:
         options.append(f"--container-image={cluster.container}")
     return " ".join(options)
 
@@ -51,5 +49,5 @@ def train_resources(recipe: Recipe, cluster: ClusterNames) -> dict[str, Any]:
         "cpus_per_task": recipe.cluster.cpus_per_gpu * processes,
         "mem_mb": int(recipe.cluster.mem_gb_per_gpu * 1024) * processes,
         "runtime": recipe.cluster.runtime_minutes,
-        "slurm_extra": slurm_extra(cluster, gpus=True),
+        "slurm_extra": f"{slurm_extra(cluster)} --signal=TERM@{recipe.cluster.save_seconds}",
     }
