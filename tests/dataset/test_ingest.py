@@ -24,13 +24,27 @@ def records(source) -> int:
     return ledger_path(source.root, "ingest", "0000").read_bytes().count(b"\n")
 
 
-def test_usable_video_is_linked(source):
+def test_usable_video_is_copied(source):
     path = source.add("sub/a.mp4")
     row = rows_by_key(source.ingest())["sub/a.mp4"]
     clip = video_path(source.root, clip_id("sub/a.mp4"))
     assert (row["status"], row["num_frames"], row["width"], row["height"], row["fps"]) == ("ok", 6, 48, 32, 24.0)
-    assert row["action"] == "link"
-    assert clip.samefile(path)
+    assert row["action"] == "copy"
+    assert clip.read_bytes() == path.read_bytes()
+
+
+def test_source_keeps_its_mode_and_its_clip_its_content(source):
+    path = source.add("a.mp4")
+    path.chmod(0o444)
+    source.ingest()
+    clip = video_path(source.root, clip_id("a.mp4"))
+    content = clip.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert path.stat().st_nlink == 1
+    path.chmod(0o644)
+    with open(path, "r+b") as file:
+        file.write(b"written in place")
+    assert clip.read_bytes() == content
 
 
 def test_unusable_videos_keep_rows_with_reasons(source):
@@ -162,10 +176,10 @@ def test_other_containers_and_codecs(source):
     ffmpeg("-i", path, "-c", "copy", path.with_name("d.mov"))
     rows = rows_by_key(source.ingest())
     assert {key: row["action"] for key, row in rows.items()} == {
-        "a.mp4": "link",
+        "a.mp4": "copy",
         "b.mkv": "remux",
         "c.avi": "encode",
-        "d.mov": "link",
+        "d.mov": "copy",
     }
     for key in rows:
         info = check_video(video_path(source.root, clip_id(key)))

@@ -137,6 +137,8 @@ def test_large_models_become_several_files(tmp_path: Path) -> None:
     assert json.loads((tmp_path / names[-1]).read_text())["metadata"]["total_size"] == 5 * 1024
     found = read_exported(tmp_path)
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    # safetensors makes files that only their owner may read.
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
 def draw(trained_run: Path, output: Path, **changes: Any) -> dict[str, Any]:

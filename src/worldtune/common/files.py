@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and their digests."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
+
+FICLONE = 0x40049409
+"""Request to ioctl (linux/fs.h) that makes one file share the blocks of another until either is written."""
 
 
 def canonical_json(value: Any) -> str:
@@ -45,13 +49,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read; results are for the whole group.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        share(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def share(path: Path) -> None:
+    """Give a file that was just made the mode of any new file.
+
+    mkstemp and safetensors make files that only their owner may read; results are for the whole group.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,11 +90,42 @@ def read_json(path: Path) -> Any:
         raise WorldtuneError(f"{path} is no valid JSON ({error}). Delete it and run the rule that makes it.") from error
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` a hard link of `source`, or a copy where the file system cannot link; replaces `target` at once."""
+def copy_file(source: Path, target: Path) -> None:
+    """Make `target` a copy of `source` with a mode of its own, whole or not at all.
+
+    This is for the files of others: writing the copy never changes them, nor the other way round. Where the file
+    system can share blocks until they are written, the copy takes no room.
+    """
     with atomic_path(target) as temporary:
-        temporary.unlink()
+        if not _clone(source, temporary):
+            shutil.copyfile(source, temporary)
+
+
+def _clone(source: Path, target: Path) -> bool:
+    """Return whether `target`, an empty file, now shares the blocks of `source`."""
+    with open(source, "rb") as original, open(target, "wb") as copy:
+        try:
+            fcntl.ioctl(copy, FICLONE, original.fileno())
+        except OSError:
+            return False
+    return True
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` a hard link of `source`, or a copy where the file system cannot link; replaces `target` at once.
+
+    This is for files of our own that nobody writes in place, such as stores. A link keeps the mode of `source`, since
+    both are one file.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".link.") as folder:
+        temporary = Path(folder) / target.name
         try:
             os.link(source, temporary)
         except OSError:
-            shutil.copyfile(source, temporary)
+            copy_file(source, target)
+            return
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        # Where both names are one file already, rename does nothing and leaves the temporary name.
+        os.replace(temporary, target)

@@ -2,7 +2,7 @@
 
 Edges are computed: the Canny map of the whole clip at the "medium" thresholds, as edge/<clip_id>.mkv (grey, lossless),
 for held-out evaluation and reports; training draws its own thresholds. The other kinds are given as files in a folder
-named after the kind beside the source video; they are checked against the clip and hard-linked.
+named after the kind beside the source video; they are checked against the clip and copied.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import link_or_copy, sha256_file
+from worldtune.common.files import copy_file, sha256_file
 from worldtune.dataset.clips import control_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
@@ -28,7 +28,7 @@ from worldtune.media.geometry import nearest_aspect_ratio
 from worldtune.media.video import check_video, iterate_frames, video_writer
 from worldtune.recipe.schema import VIDEO_SIZES_WH
 
-VERSION = 1
+VERSION = 2
 
 EDGE_PRESET = "medium"
 EDGE_RESOLUTION = "720"
@@ -184,7 +184,7 @@ def _take_given(job: ControlJob) -> int:
         raise WorldtuneError(f"expected it as {job.given_key} in the source folder")
     num_frames = GIVEN_CHECKS[job.kind](job)
     _check_frames(job, num_frames)
-    link_or_copy(job.given, job.target)
+    copy_file(job.given, job.target)
     return num_frames
 
 

@@ -1,6 +1,6 @@
 """Stage ingest: source videos become clips, videos/<clip_id>.mp4, each decoded once from its first frame to its last.
 
-A file that training can read as it is is hard-linked, or put into an MP4 container without encoding. It is encoded
+A file that training can read as it is is copied, or put into an MP4 container without encoding. It is encoded
 again (H.264, crf 18, at its average frame rate) where a time range is cut out, where frames last for different times,
 where the picture is to be turned or its pixels are not square, and where the codec is none of KEPT_CODECS. A constant
 rate is needed since the network is told one rate a clip.
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import atomic_path, link_or_copy, sha256_file
+from worldtune.common.files import atomic_path, copy_file, sha256_file
 from worldtune.dataset.clips import clip_id, video_path
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.ledger import Ledger
@@ -25,7 +25,7 @@ from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, write_manife
 from worldtune.dataset.work import Outcome, Task, do_tasks
 from worldtune.media.video import OPEN_OPTIONS, VideoError, VideoInfo, check_video, ffmpeg_executable, probe
 
-VERSION = 1
+VERSION = 2
 
 STAGE = "ingest"
 KEPT_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
@@ -39,7 +39,7 @@ MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 
 logger = logging.getLogger(__name__)
 
-Action = Literal["link", "remux", "encode"]
+Action = Literal["copy", "remux", "encode"]
 
 COLUMNS: dict[str, pa.DataType] = {
     **CLIP_COLUMNS,
@@ -220,14 +220,15 @@ def _action(job: IngestJob, source: VideoInfo) -> Action:
         or odd
     ):
         return "encode"
-    return "link" if source.container == MP4_FORMAT else "remux"
+    return "copy" if source.container == MP4_FORMAT else "remux"
 
 
 def _make_clip(job: IngestJob, path: Path, source: VideoInfo) -> tuple[VideoInfo, Action]:
     """Make the clip's file and return its facts and how it was made."""
     action = _action(job, source)
-    if action == "link":
-        link_or_copy(path, job.target)
+    if action == "copy":
+        # Not a link: the file is the user's, who may write it in place.
+        copy_file(path, job.target)
         return source, action
     with atomic_path(job.target) as temporary:
         if action == "remux":

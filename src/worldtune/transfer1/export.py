@@ -25,7 +25,7 @@ from torch import Tensor
 from worldtune.checkpoint.reading import INDEX_SUFFIX, read_checkpoint
 from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, read_shard
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import link_or_copy, read_json, sha256_file, write_json, write_text
+from worldtune.common.files import link_or_copy, read_json, sha256_file, share, write_json, write_text
 from worldtune.common.versions import stage_version
 from worldtune.recipe.schema import Recipe
 from worldtune.training.random import generator
@@ -186,6 +186,7 @@ def write_weights(
 def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
     """Write a safetensors file whose bytes are a function of its content."""
     save_file(tensors, path, metadata=header)
+    share(path)
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         content = json.loads(file.read(length))
