@@ -14,8 +14,10 @@ rule export:
         runtime=120,
     params:
         version=stage_version("transfer1/export.py"),
+        expect_trained=expected("export", "weights", "outcome"),
     shell:
-        "{PYTHON:q} src/scripts/export.py --run {wildcards.run:q} > {log:q} 2>&1"
+        "{PYTHON:q} src/scripts/export.py --run {wildcards.run:q} --expect-trained {params.expect_trained}"
+        " > {log:q} 2>&1"
 
 
 rule report:
@@ -42,6 +44,9 @@ rule report:
     params:
         **recipe_params("report", "report"),
         version=stage_version("evaluate/report.py"),
+        expect_trained=expected("report_trained", "weights", "outcome"),
     shell:
         "({PYTHON:q} src/scripts/sample.py --run {wildcards.run:q} --expect {params.expect}"
-        " && {PYTHON:q} src/scripts/report.py --run {wildcards.run:q} --output {output:q}) > {log:q} 2>&1"
+        " --expect-trained {params.expect_trained}"
+        " && {PYTHON:q} src/scripts/report.py --run {wildcards.run:q} --output {output:q}"
+        " --expect-trained {params.expect_trained}) > {log:q} 2>&1"

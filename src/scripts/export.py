@@ -15,11 +15,17 @@ def main() -> None:
     parser.add_argument("--results", default=Path("results"), type=Path, help="folder of the runs")
     parser.add_argument("--checkpoints", default=Path("checkpoints"), type=Path, help="folder of the checkpoints")
     parser.add_argument("--datasets", default=Path("datasets"), type=Path, help="folder of the datasets")
+    parser.add_argument("--expect-trained", metavar="FINGERPRINT", help="refuse if other values were trained with")
     args = parser.parse_args()
     # Imported late: a typo on the command line should not wait for PyTorch.
     from worldtune.transfer1.export import export_run
 
-    export_run(args.results / args.run, checkpoints_dir=args.checkpoints, datasets_dir=args.datasets)
+    export_run(
+        args.results / args.run,
+        checkpoints_dir=args.checkpoints,
+        datasets_dir=args.datasets,
+        expected=args.expect_trained,
+    )
 
 
 if __name__ == "__main__":

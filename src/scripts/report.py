@@ -8,6 +8,7 @@ from pathlib import Path
 
 from worldtune.common.script import run
 from worldtune.evaluate.notebook import execute_report
+from worldtune.training.manifest import read_manifest
 
 
 def main() -> None:
@@ -18,7 +19,9 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, help="folder that sample.py wrote; default: samples/ of the run")
     parser.add_argument("--datasets", default=Path("datasets"), type=Path, help="folder of the datasets")
     parser.add_argument("--notebook", default=Path("notebooks/run_report.ipynb"), type=Path, help="the notebook")
+    parser.add_argument("--expect-trained", metavar="FINGERPRINT", help="refuse if other values were trained with")
     args = parser.parse_args()
+    read_manifest(args.results / args.run, args.expect_trained)
     execute_report(
         args.notebook,
         args.output,

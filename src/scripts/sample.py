@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", default=Path("checkpoints"), type=Path, help="folder of the checkpoints")
     parser.add_argument("--datasets", default=Path("datasets"), type=Path, help="folder of the datasets")
     parser.add_argument("--expect", metavar="FINGERPRINT", help="refuse if the recipe's values are not these")
+    parser.add_argument("--expect-trained", metavar="FINGERPRINT", help="refuse if other values were trained with")
     args = parser.parse_args()
     named = {"num_clips": args.clips, "num_steps": args.steps, "guidance": args.guidance, "seed": args.seed}
     overrides = [f"sampling.{key}={value}" for key, value in named.items() if value is not None]
@@ -48,6 +49,7 @@ def main() -> None:
         num_given_frames=args.given_frames,
         checkpoints_dir=args.checkpoints,
         datasets_dir=args.datasets,
+        expected=args.expect_trained,
     )
 
 

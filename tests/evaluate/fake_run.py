@@ -58,6 +58,7 @@ def make_run(root: Path, num_steps: int = 60) -> Path:
             "identity": "abcd",
             "attempt": "attempts/abcd",
             "final_step": num_steps,
+            "recipe_fingerprint": "1111",
             "checkpoint": "checkpoints/step_000000060",
             "dataset": {"name": "set", "digest": "0" * 64},
             "checkpoints": {"base": {"path": "a/b.pt", "sha256": "1" * 64}},

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -28,6 +30,16 @@ def test_a_torn_last_line_is_left_out(record: RunRecord) -> None:
 def test_a_missing_record_names_its_file(made_up_run: Path, tmp_path: Path) -> None:
     with pytest.raises(WorldtuneError, match=r"manifest\.json does not exist"):
         report.load_run(tmp_path, samples_dir=tmp_path, datasets_dir=tmp_path)
+
+
+def test_the_script_refuses_a_run_of_another_recipe(made_up_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report.html"
+    command = [sys.executable, "src/scripts/report.py", "--run", "run", "--results", str(made_up_run.parent)]
+    options = ["--output", str(output), "--expect-trained", "0123456789ab-"]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "attempts/abcd was trained with values of fingerprint 1111, expected 0123456789ab-" in result.stderr
+    assert not output.exists()
 
 
 def test_smoothing_is_unbiased_at_the_start_and_lags_by_its_span() -> None:

@@ -14,6 +14,7 @@ from trainer_toy import ToyTask, toy_recipe
 
 import worldtune.training.run as run_module
 from worldtune.common.errors import WorldtuneError
+from worldtune.recipe.identity import fingerprint, values_that_affect
 from worldtune.recipe.schema import Recipe
 from worldtune.training.inputs import Inputs, SplitCheckpoint, find_inputs
 from worldtune.training.metrics import read_rows
@@ -85,6 +86,7 @@ def test_records_of_a_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert manifest["attempt"] == f"attempts/{attempt.name}"
     assert (attempt / manifest["checkpoint"]).is_dir()
     assert (manifest["final_step"], manifest["skipped_steps"]) == (8, 0)
+    assert manifest["recipe_fingerprint"] == fingerprint(values_that_affect(toy_recipe(), "weights", "outcome"))
     assert manifest["checkpoints"]["base"] == {"path": "toy/base.pt", "sha256": "b" * 64}
     assert manifest["held_out_loss"]["first"].keys() == {"1"}
     (start,) = yaml.safe_load((attempt / "launch_info.yaml").read_text())

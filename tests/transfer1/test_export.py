@@ -14,6 +14,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json, sha256_file
 from worldtune.recipe.network import ControlNetworkConfig
 from worldtune.recipe.schema import Sampling
+from worldtune.training.manifest import trained_fingerprint
 from worldtune.training.state import read_weights
 from worldtune.transfer1 import export
 from worldtune.transfer1.control import ControlNetwork
@@ -105,6 +106,22 @@ def test_a_repeated_export_gives_the_same_weights_and_removes_strangers(exported
     (exported / ".snakemake_timestamp").unlink()
 
 
+def test_weights_of_another_recipe_are_refused(exported: Path, trained_run: Path, tmp_path: Path) -> None:
+    root = trained_run.parents[1]
+    before = sha256_file(exported / "provenance.json")
+    for expected in (trained_fingerprint(tiny_recipe(training={"seed": 6})), "0" * 12 + "-"):
+        with pytest.raises(WorldtuneError, match=r"manifest\.json names weights of another recipe.*attempts/.*delete"):
+            export_run(
+                trained_run, checkpoints_dir=root / "checkpoints", datasets_dir=root / "datasets", expected=expected
+            )
+        with pytest.raises(WorldtuneError, match=r"provenance\.json names weights of another recipe"):
+            draw(trained_run, tmp_path, expected=expected)
+    assert sha256_file(exported / "provenance.json") == before
+    # What changes no weights and no manifest is not compared.
+    same = trained_fingerprint(tiny_recipe(logging={"console_every": 7}, sampling={"seed": 9}))
+    assert load_trained_run(trained_run, expected=same).recipe.training.seed == 5
+
+
 @pytest.mark.parametrize("name", ["control.safetensors", "raw/control.safetensors", "edge_control.pt"])
 def test_verification_finds_a_flipped_bit(exported: Path, trained_run: Path, tmp_path: Path, name: str) -> None:
     copy = tmp_path / "copy"
@@ -141,7 +158,7 @@ def test_large_models_become_several_files(tmp_path: Path) -> None:
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
-def draw(trained_run: Path, output: Path, **changes: Any) -> dict[str, Any]:
+def draw(trained_run: Path, output: Path, *, expected: str | None = None, **changes: Any) -> dict[str, Any]:
     root = trained_run.parents[1]
     draw_run(
         trained_run,
@@ -151,6 +168,7 @@ def draw(trained_run: Path, output: Path, **changes: Any) -> dict[str, Any]:
         num_given_frames=0,
         checkpoints_dir=root / "checkpoints",
         datasets_dir=root / "datasets",
+        expected=expected,
     )
     return read_json(output / "samples.json")
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
+from worldtune.training.manifest import read_manifest
 
 VERSION = 1
 """Raised when a change of the report should make the existing ones anew."""
@@ -77,7 +78,7 @@ def load_run(run_dir: Path, *, samples_dir: Path, datasets_dir: Path) -> RunReco
     Raises:
         WorldtuneError: the run has no manifest or no metrics.
     """
-    manifest = read_json(run_dir / "manifest.json")
+    manifest = read_manifest(run_dir, expected=None)
     attempt = run_dir / manifest["attempt"]
     dataset_dir = datasets_dir / manifest["dataset"]["name"]
     clips_path = dataset_dir / "clips.parquet"

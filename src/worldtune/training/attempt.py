@@ -36,12 +36,11 @@ from worldtune.recipe.schema import Recipe
 from worldtune.training.config import CONFIG_FILE, config_text, write_config
 from worldtune.training.errors import TemporaryError
 from worldtune.training.inputs import Inputs
+from worldtune.training.manifest import MANIFEST, MANIFEST_FORMAT, trained_fingerprint
 from worldtune.training.metrics import METRICS_FILE, VALIDATION_FILE, Row, read_rows
 from worldtune.training.state import complete_steps, folder_name, read_weights
 from worldtune.training.trainer import CHECKPOINTS
 
-MANIFEST_FORMAT = 1
-MANIFEST = "manifest.json"
 FATAL = "fatal.json"
 ENVIRONMENT_PREFIXES = ("SLURM_", "CUDA_", "NCCL_", "TORCH_", "OMP_")
 SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
@@ -141,6 +140,7 @@ def write_manifest(attempt: Attempt, path: Path | None) -> None:
         "attempt": f"attempts/{attempt.identity}",
         "final_step": step,
         "checkpoint": str(checkpoint),
+        "recipe_fingerprint": trained_fingerprint(attempt.recipe),
         **attempt.inputs.describe(),
         "hardware": start["hardware"],
         "torch": start["versions"]["torch"],

@@ -14,7 +14,6 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.mesh import build_mesh
 from worldtune.recipe.schema import Recipe
 from worldtune.training.attempt import (
-    MANIFEST,
     Attempt,
     fatal_recorded,
     record_start,
@@ -24,6 +23,7 @@ from worldtune.training.attempt import (
 )
 from worldtune.training.inputs import Inputs, find_inputs
 from worldtune.training.lease import Lease
+from worldtune.training.manifest import MANIFEST
 from worldtune.training.metrics import NullTracker, Tracker, WandbTracker
 from worldtune.training.signals import EXIT_STOPPED, StopRequest
 from worldtune.training.task import Task

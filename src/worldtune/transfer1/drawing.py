@@ -18,6 +18,7 @@ from worldtune.common.progress import progress
 from worldtune.dataset.clips import load_dataset
 from worldtune.media.video import write_video
 from worldtune.recipe.schema import Recipe, Sampling
+from worldtune.training.manifest import check_trained
 from worldtune.training.task import Sample
 from worldtune.transfer1.batch import ClipDataset
 from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser, single_process_mesh, single_process_recipe
@@ -42,6 +43,7 @@ def draw_run(
     num_given_frames: int,
     checkpoints_dir: Path,
     datasets_dir: Path,
+    expected: str | None = None,
 ) -> None:
     """Draw held-out clips from the export of a run; each gives `<clip_id>.mp4` and `<clip_id>.png`.
 
@@ -55,11 +57,14 @@ def draw_run(
         num_given_frames: latent frames of the ground truth that are given to the model.
         checkpoints_dir: where base checkpoint and tokenizer lie.
         datasets_dir: where the run's dataset lies.
+        expected: `trained_fingerprint` of the recipe whose weights are wanted; None takes any.
 
     Raises:
         WorldtuneError: export, base, tokenizer or dataset are missing or do not belong together.
     """
-    recipe, provenance = read_export(run_dir / "model")
+    model_dir = run_dir / "model"
+    recipe, provenance = read_export(model_dir)
+    check_trained(provenance, expected, model_dir / "provenance.json", run_dir)
     recipe = single_process_recipe(recipe)
     note = {
         "format": SAMPLES_FORMAT,
@@ -81,7 +86,7 @@ def draw_run(
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / SAMPLES).unlink(missing_ok=True)
     chosen = clips.held_out_clips[: sampling.num_clips]
-    denoiser, encoder = _load(run_dir / "model", recipe, provenance, device, checkpoints_dir)
+    denoiser, encoder = _load(model_dir, recipe, provenance, device, checkpoints_dir)
     entries = []
     for clip in progress(chosen, "samples"):
         started = time.monotonic()

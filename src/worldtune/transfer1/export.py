@@ -28,6 +28,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import link_or_copy, read_json, sha256_file, share, write_json, write_text
 from worldtune.common.versions import stage_version
 from worldtune.recipe.schema import Recipe
+from worldtune.training.manifest import read_manifest
 from worldtune.training.random import generator
 from worldtune.training.state import ema_group, read_weights
 from worldtune.transfer1.control import ControlNetwork
@@ -79,15 +80,17 @@ class TrainedRun:
         return self.attempt / self.manifest["checkpoint"]
 
 
-def load_trained_run(run_dir: Path) -> TrainedRun:
+def load_trained_run(run_dir: Path, *, expected: str | None = None) -> TrainedRun:
     """Read what a finished run left.
 
+    Args:
+        run_dir: results/<run>.
+        expected: see `read_manifest`.
+
     Raises:
-        WorldtuneError: the run is not finished, or its files are of another version.
+        WorldtuneError: the run is not finished, or its files are of another version or recipe.
     """
-    manifest = read_json(run_dir / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("format") != 1:
-        raise WorldtuneError(f"{run_dir / 'manifest.json'} is no run manifest of format 1. Train the run again.")
+    manifest = read_manifest(run_dir, expected)
     config = run_dir / manifest["attempt"] / "config.yaml"
     try:
         recipe = Recipe.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")))
@@ -96,18 +99,19 @@ def load_trained_run(run_dir: Path) -> TrainedRun:
     return TrainedRun(run_dir=run_dir, manifest=manifest, recipe=recipe)
 
 
-def export_run(run_dir: Path, *, checkpoints_dir: Path, datasets_dir: Path) -> None:
+def export_run(run_dir: Path, *, checkpoints_dir: Path, datasets_dir: Path, expected: str | None = None) -> None:
     """Export the last checkpoint of a finished run and verify what was written.
 
     Args:
         run_dir: results/<run>.
         checkpoints_dir: where the base checkpoint lies, for the uncertainty head.
         datasets_dir: for the provenance.
+        expected: `trained_fingerprint` of the recipe whose weights are wanted; None takes any.
 
     Raises:
-        WorldtuneError: something is missing, or an exported tensor differs from the checkpoint's.
+        WorldtuneError: something is missing or of another recipe, or an exported tensor differs from the checkpoint's.
     """
-    run = load_trained_run(run_dir)
+    run = load_trained_run(run_dir, expected=expected)
     rate = run.recipe.ema.rates[0]
     averaged = _named(read_weights(run.checkpoint, rate), run.recipe)
     base_split = split_file(run.recipe.checkpoints.base, run.recipe.parallel.tensor, checkpoints_dir)
@@ -335,6 +339,7 @@ def _provenance(run: TrainedRun, rate: float, base_split: Path, datasets_dir: Pa
         "attempt": manifest["attempt"],
         "checkpoint": manifest["checkpoint"],
         "step": manifest["final_step"],
+        "recipe_fingerprint": manifest["recipe_fingerprint"],
         "ema_rate": rate,
         "recipe": recipe.model_dump(mode="json"),
         "dataset": manifest["dataset"],
