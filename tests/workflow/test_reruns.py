@@ -205,10 +205,19 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     assert set(runs.run()) == {*by_shard("t5"), "validate", *TRAIN}
     assert runs.attempts == 9
 
-    edit("src/worldtune/dataset/controls.py", {"\nVERSION = 1\n": "\nVERSION = 2\n"})
-    # The new version gives equal files here, so the dataset's digest is the same and training stands.
+    runs.workspace.raise_version("dataset/t5.py")
+    edit("src/worldtune/dataset/text.py", {"ascontiguousarray(embedding,": "ascontiguousarray(2 * embedding,"})
+    assert set(runs.run()) == {*by_shard("t5"), "validate", *TRAIN}
+    assert runs.attempts == 10
+
+    # A version that gives equal files: what follows finds its inputs as they were, so training stands.
+    runs.workspace.raise_version("dataset/controls.py")
     assert set(runs.run()) == {*by_shard("controls"), "validate"}
-    assert runs.attempts == 9
+    assert runs.attempts == 10
+
+    runs.workspace.raise_version("training/trainer.py")
+    assert set(runs.run()) == set(TRAIN)
+    assert runs.attempts == 11
 
 
 def change_encoder(folder: Path) -> None:

@@ -87,6 +87,15 @@ class Workspace:
             text = text.replace(old, new)
         path.write_text(text)
 
+    def raise_version(self, module: str) -> None:
+        """Add one to the VERSION of a stage's module."""
+        path = self.root / "src/worldtune" / module
+        text, count = re.subn(
+            r"\nVERSION = (\d+)\n", lambda match: f"\nVERSION = {int(match[1]) + 1}\n", path.read_text()
+        )
+        assert count == 1, f"{module} has no VERSION"
+        path.write_text(text)
+
 
 def _jobs(text: str) -> Sequence[tuple[str, str]]:
     """The label and the job id of every job block in snakemake's output."""
