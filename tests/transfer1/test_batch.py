@@ -131,6 +131,15 @@ def test_short_clips_are_left_out_and_named(tiny_world: Path, caplog: pytest.Log
         ClipDataset(replace(loaded, clips=(short,)), tiny_recipe())
 
 
+def test_without_a_clip_to_measure_on_nothing_starts(tiny_world: Path) -> None:
+    loaded = load_dataset(tiny_world / "datasets" / "tiny")
+    training = loaded.split("train")
+    short = tuple(replace(clip, num_frames=16) for clip in loaded.split("held_out"))
+    for held_out in ((), short):
+        with pytest.raises(WorldtuneError, match=r"tiny has no held-out clip of at least 17 frames.*data\.num_frames"):
+            ClipDataset(replace(loaded, clips=(*training, *held_out)), tiny_recipe())
+
+
 def test_text_of_another_width_is_refused(tiny_world: Path) -> None:
     loaded = load_dataset(tiny_world / "datasets" / "tiny")
     with pytest.raises(WorldtuneError, match=r"text embeddings of 24 channels, the network takes 16"):

@@ -52,6 +52,16 @@ def test_only_the_control_branch_learns(tiny_world: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_process_group")
+def test_a_dataset_that_does_not_fit_is_refused_before_weights_are_read(tiny_world: Path) -> None:
+    recipe = tiny_recipe()
+    inputs = tiny_inputs(tiny_world, recipe)
+    nowhere = replace(inputs.base, split_file=tiny_world / "nowhere.split.json")
+    dataset = replace(inputs.dataset, clips=inputs.dataset.split("train"))
+    with pytest.raises(WorldtuneError, match="no held-out clip"):
+        build_task(recipe, replace(inputs, base=nowhere, control=None, dataset=dataset), build_mesh("cpu", 1, 1), CPU)
+
+
+@pytest.mark.usefixtures("own_process_group")
 def test_a_loss_depends_on_the_ordinal_alone(tiny_world: Path) -> None:
     task = single(tiny_world)
     first = task.training_loss(batch_of(task, 3)).loss

@@ -39,8 +39,8 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         """Take the clips that are long enough for the recipe.
 
         Raises:
-            WorldtuneError: none is, the clips cannot be stacked as the recipe wants, the control is missing, or the
-                text is of another width.
+            WorldtuneError: a split has none, the clips cannot be stacked as the recipe wants, the control is missing,
+                or the text is of another width.
         """
         self.root = Path(dataset.root)
         self.recipe = recipe
@@ -50,6 +50,13 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             raise WorldtuneError(
                 f"Dataset {dataset.name} has no training clip of at least {recipe.data.num_frames} frames. "
                 "Give longer clips or lower data.num_frames in the recipe."
+            )
+        # Found out at the end of a run otherwise, when its manifest is written.
+        if not self.held_out_clips:
+            raise WorldtuneError(
+                f"Dataset {dataset.name} has no held-out clip of at least {recipe.data.num_frames} frames, on which "
+                "the run would be measured. Raise the dataset's held_out_fraction in the configuration, give longer "
+                "clips, or lower data.num_frames in the recipe."
             )
         check_stackable(self.train_clips, recipe)
         if recipe.control.kind not in dataset.controls:

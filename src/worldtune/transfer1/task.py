@@ -37,6 +37,8 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.d
     Raises:
         WorldtuneError: a checkpoint does not fit, or the dataset does not fit the recipe.
     """
+    # Refuses a dataset that does not fit, before minutes go into the weights.
+    dataset = ClipDataset(inputs.dataset, recipe)
     control_state = _read_own_shard(inputs.control, mesh) if inputs.control else None
     built = build_denoiser(recipe, _read_own_shard(inputs.base, mesh), control_state, mesh, device)
     tokenizer = VideoTokenizer(inputs.tokenizer, recipe.data.num_frames, device, DTYPES[recipe.training.precision])
@@ -44,7 +46,7 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.d
         recipe,
         built.denoiser,
         LatentEncoder(tokenizer, mesh, device, recipe),
-        ClipDataset(inputs.dataset, recipe),
+        dataset,
         mesh,
         load_reports=built.load_reports,
     )
