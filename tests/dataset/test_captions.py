@@ -12,7 +12,7 @@ def rows_by_key(manifest):
 
 
 def records(source) -> int:
-    return ledger_path(source.root, "captions", "0000").read_bytes().count(b"\n")
+    return ledger_path(source.root, "captions", "0000").read_bytes().count(b'"row"')
 
 
 def test_caption_files(source):

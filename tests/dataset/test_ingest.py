@@ -21,7 +21,7 @@ def rows_by_key(manifest):
 
 
 def records(source) -> int:
-    return ledger_path(source.root, "ingest", "0000").read_bytes().count(b"\n")
+    return ledger_path(source.root, "ingest", "0000").read_bytes().count(b'"row"')
 
 
 def test_usable_video_is_copied(source):

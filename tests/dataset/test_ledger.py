@@ -1,23 +1,31 @@
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from worldtune.dataset.ledger import Ledger, make_record
+from worldtune.dataset.ledger import Ledger, open_ledger
 
 ROW = {"status": "ok"}
 
 
-def record(root, clip: str, value: int, *, output: bool = False):
-    path = root / f"{clip}.bin"
+def finish(ledger: Ledger, clip: str, value: int, *, output: bool = False) -> None:
+    path = ledger.root / f"{clip}.bin"
     if output:
         path.write_bytes(b"12345")
-    return make_record(root, clip, {"value": value}, (path,) if output else (), ROW | {"value": value})
+    ledger.finish(clip, {"value": value}, (path,) if output else (), ROW | {"value": value})
 
 
 def test_last_record_counts_and_inputs_must_be_equal(tmp_path):
     ledger = Ledger(tmp_path, "ingest", "0000")
-    ledger.append(record(tmp_path, "a", 1), record(tmp_path, "b", 1))
-    ledger.append(record(tmp_path, "a", 2))
+    finish(ledger, "a", 1)
+    finish(ledger, "b", 1)
+    finish(ledger, "a", 2)
     for reader in (ledger, Ledger(tmp_path, "ingest", "0000")):
         assert reader.current("a", {"value": 2})["row"]["value"] == 2
         assert reader.current("a", {"value": 1}) is None
@@ -26,7 +34,7 @@ def test_last_record_counts_and_inputs_must_be_equal(tmp_path):
 
 
 def test_output_must_be_there_with_its_size(tmp_path):
-    Ledger(tmp_path, "ingest", "0000").append(record(tmp_path, "a", 1, output=True))
+    finish(Ledger(tmp_path, "ingest", "0000"), "a", 1, output=True)
     ledger = Ledger(tmp_path, "ingest", "0000")
     assert ledger.current("a", {"value": 1}) is not None
     (tmp_path / "a.bin").write_bytes(b"1234")
@@ -35,10 +43,83 @@ def test_output_must_be_there_with_its_size(tmp_path):
     assert ledger.current("a", {"value": 1}) is None
 
 
-def test_shards_and_stages_have_their_own(tmp_path):
-    Ledger(tmp_path, "ingest", "0000").append(record(tmp_path, "a", 1))
-    assert Ledger(tmp_path, "ingest", "0001").current("a", {"value": 1}) is None
+def test_started_clip_is_current_only_once_it_is_finished(tmp_path):
+    ledger = Ledger(tmp_path, "ingest", "0000")
+    finish(ledger, "a", 1, output=True)
+    finish(ledger, "b", 1)
+    ledger.start("a", "c")
+    for reader in (ledger, Ledger(tmp_path, "ingest", "0000")):
+        assert reader.current("a", {"value": 1}) is None
+        assert reader.current("b", {"value": 1}) is not None
+        assert reader.current("c", {"value": 1}) is None
+    finish(ledger, "a", 2, output=True)
+    for reader in (ledger, Ledger(tmp_path, "ingest", "0000")):
+        assert reader.current("a", {"value": 2}) is not None
+
+
+def test_ledger_without_started_records_is_read(tmp_path):
+    ledger = Ledger(tmp_path, "ingest", "0000")
+    ledger.path.parent.mkdir(parents=True)
+    ledger.path.write_text('{"clip_id":"a","inputs":{"value":1},"outputs":{},"row":{"status":"ok"}}\n')
+    assert Ledger(tmp_path, "ingest", "0000").current("a", {"value": 1})["row"] == ROW
+
+
+def test_stages_have_their_own(tmp_path):
+    finish(Ledger(tmp_path, "ingest", "0000"), "a", 1)
     assert Ledger(tmp_path, "captions", "0000").current("a", {"value": 1}) is None
+
+
+@pytest.mark.parametrize("torn", ["started", "finished"])
+def test_clip_whose_last_line_is_torn_never_passes_for_an_older_state(tmp_path, torn):
+    """After half a start no file was written; half an end leaves its start as the last word."""
+    ledger = Ledger(tmp_path, "t5", "0000")
+    finish(ledger, "a", 1, output=True)
+    ledger.start("a")
+    if torn == "finished":
+        finish(ledger, "a", 2, output=True)
+    ledger.path.write_bytes(ledger.path.read_bytes()[:-3])
+    reader = Ledger(tmp_path, "t5", "0000")
+    assert (reader.current("a", {"value": 1}) is None) == (torn == "finished")
+    assert reader.current("a", {"value": 2}) is None
+
+
+def test_second_job_of_a_shard_waits_and_then_sees_what_the_first_did(tmp_path, caplog):
+    found = []
+
+    def second() -> None:
+        with open_ledger(tmp_path, "t5", "0000") as ledger:
+            found.append(ledger.current("a", {"value": 1}))
+
+    with open_ledger(tmp_path, "t5", "0000") as ledger:
+        # Another shard is another job.
+        with open_ledger(tmp_path, "t5", "0001"):
+            assert caplog.text == ""
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.3)
+        assert not found
+        finish(ledger, "a", 1)
+    thread.join(30)
+    assert [record["row"]["value"] for record in found] == [1]
+    assert "another job of stage t5, shard 0000 runs" in caplog.text
+
+
+def hold(root: Path, connection: Connection) -> None:
+    with open_ledger(root, "t5", "0000"):
+        connection.send("held")
+        connection.recv()
+
+
+def test_killed_job_leaves_no_lock(tmp_path, caplog):
+    here, there = multiprocessing.Pipe()
+    # Forked: the test's module cannot be imported by its name.
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path, there))
+    process.start()
+    assert here.poll(30)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with open_ledger(tmp_path, "t5", "0000"):
+        assert caplog.text == ""
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -46,14 +127,14 @@ def test_shards_and_stages_have_their_own(tmp_path):
 def test_torn_last_line_is_passed_over_and_does_not_spoil_the_next(tmp_path, cut):
     ledger = Ledger(tmp_path, "ingest", "0000")
     ledger.path.unlink(missing_ok=True)
-    ledger.append(record(tmp_path, "a", 1))
+    finish(ledger, "a", 1)
     whole = ledger.path.read_bytes()
-    ledger.append(record(tmp_path, "b", 1))
+    finish(ledger, "b", 1)
     ledger.path.write_bytes(ledger.path.read_bytes()[: len(whole) + cut])
     torn = Ledger(tmp_path, "ingest", "0000")
     assert torn.current("a", {"value": 1}) is not None
     assert torn.current("b", {"value": 1}) is None
-    torn.append(record(tmp_path, "c", 1))
+    finish(torn, "c", 1)
     after = Ledger(tmp_path, "ingest", "0000")
     assert after.current("a", {"value": 1}) is not None
     assert after.current("c", {"value": 1}) is not None
@@ -64,7 +145,7 @@ def test_torn_last_line_is_passed_over_and_does_not_spoil_the_next(tmp_path, cut
 )
 def test_foreign_lines_are_passed_over(tmp_path, line):
     ledger = Ledger(tmp_path, "ingest", "0000")
-    ledger.append(record(tmp_path, "b", 1))
+    finish(ledger, "b", 1)
     with open(ledger.path, "a") as file:
         file.write(line + "\n")
     read = Ledger(tmp_path, "ingest", "0000")

@@ -4,6 +4,7 @@ import pytest
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file, write_json
 from worldtune.dataset.clips import caption_path, clip_id, t5_path
+from worldtune.dataset.ledger import Ledger
 from worldtune.dataset.manifest import read_manifest
 from worldtune.dataset.t5 import COLUMNS
 from worldtune.dataset.text import read_t5
@@ -40,6 +41,29 @@ def test_only_changed_captions_go_through_the_encoder(captioned, fake_encoder):
     captioned.captions()
     captioned.t5()
     assert fake_encoder.texts == ["changed"]
+
+
+def test_caption_that_is_taken_back_after_a_killed_job_is_embedded_again(captioned, fake_encoder, monkeypatch):
+    """The killed job's file has the size of the one that the ledger knows."""
+    first = captioned.t5().read_bytes()
+    path = t5_path(captioned.root, clip_id("a.mp4"))
+    embedding = path.read_bytes()
+    (captioned.folder / "a.txt").write_text("sixsix words")
+    captioned.captions()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            captioned.t5()
+    assert path.stat().st_size == len(embedding)
+    assert path.read_bytes() != embedding
+    (captioned.folder / "a.txt").write_text("one word")
+    captioned.captions()
+    assert captioned.t5().read_bytes() == first
+    assert path.read_bytes() == embedding
 
 
 @pytest.mark.parametrize("change", ["encoder", "max_tokens"])

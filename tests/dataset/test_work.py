@@ -1,7 +1,7 @@
 import os
 import signal
 
-from worldtune.dataset.ledger import Ledger
+from worldtune.dataset.ledger import Ledger, open_ledger
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
 
@@ -18,8 +18,8 @@ def died(argument: str) -> Outcome:
 def run(root, *, processes: int) -> dict[str, str]:
     names = ["a", "b", "crash", "c", "d"]
     tasks = [Task(clip_id=name, inputs={}, argument=name) for name in names]
-    ledger = Ledger(root, "stage", "0000")
-    rows = do_tasks(root, ledger, tasks, work, died, label="test", processes=processes)
+    with open_ledger(root, "stage", "0000") as ledger:
+        rows = do_tasks(ledger, tasks, work, died, label="test", processes=processes)
     assert [row["clip_id"] for row in rows] == names
     return {row["clip_id"]: row["status"] for row in rows}
 

@@ -9,7 +9,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_json, write_text
 from worldtune.dataset.clips import caption_path, clip_id
 from worldtune.dataset.config import DatasetConfig
-from worldtune.dataset.ledger import Ledger
+from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import CaptionText, Listing, SourceClip, list_dataset, read_caption
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
@@ -17,6 +17,8 @@ from worldtune.dataset.work import Outcome, Task, do_tasks
 VERSION = 1
 
 STAGE = "captions"
+
+CaptionJob = tuple[Path, Listing, SourceClip, CaptionText | None]
 
 COLUMNS: dict[str, pa.DataType] = {
     **CLIP_COLUMNS,
@@ -50,6 +52,16 @@ def captions(name: str, config: DatasetConfig, shard: str, *, datasets: Path = P
     listing = list_dataset(name, config, datasets)
     if not listing.source.is_dir():
         raise WorldtuneError(f"{listing.source}, the folder of the videos of {name}, does not exist. Put videos there.")
+    path = manifest_path(root, STAGE, shard)
+    label = f"{STAGE} {name} {shard}"
+    with open_ledger(root, STAGE, shard) as ledger:
+        # Files this small are written faster than a process starts.
+        rows = do_tasks(ledger, _tasks(root, listing, shard), _write_caption, _write_caption, label=label, processes=1)
+        write_manifest(path, rows, COLUMNS)
+    return path
+
+
+def _tasks(root: Path, listing: Listing, shard: str) -> list[Task[CaptionJob]]:
     tasks = []
     for clip in listing.clips(shard):
         found = read_caption(listing.source, clip)
@@ -60,12 +72,7 @@ def captions(name: str, config: DatasetConfig, shard: str, *, datasets: Path = P
             "version": VERSION,
         }
         tasks.append(Task(clip_id=identifier, inputs=inputs, argument=(root, listing, clip, found)))
-    ledger = Ledger(root, STAGE, shard)
-    # Files this small are written faster than a process starts.
-    rows = do_tasks(root, ledger, tasks, _write_caption, _write_caption, label=f"{STAGE} {name} {shard}", processes=1)
-    path = manifest_path(root, STAGE, shard)
-    write_manifest(path, rows, COLUMNS)
-    return path
+    return tasks
 
 
 def _problem(listing: Listing, clip: SourceClip, found: CaptionText | None) -> str:
@@ -79,7 +86,7 @@ def _problem(listing: Listing, clip: SourceClip, found: CaptionText | None) -> s
     return found.problem
 
 
-def _write_caption(argument: tuple[Path, Listing, SourceClip, CaptionText | None]) -> Outcome:
+def _write_caption(argument: CaptionJob) -> Outcome:
     root, listing, clip, found = argument
     identifier = clip_id(clip.key, clip.start_s, clip.end_s)
     problem = _problem(listing, clip, found)

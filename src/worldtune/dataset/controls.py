@@ -18,7 +18,7 @@ from worldtune.dataset.clips import control_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
-from worldtune.dataset.ledger import Ledger
+from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import COMPUTED_CONTROLS, control_key
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
 from worldtune.dataset.pickles import read_pickle
@@ -91,7 +91,17 @@ def make_controls(
     if kind not in config.controls:
         raise WorldtuneError(f"dataset {name} has the controls {', '.join(config.controls)}, not {kind!r}.")
     root = datasets / name
-    source = source_folder(name, config, datasets)
+    stage = control_stage(kind)
+    path = manifest_path(root, stage, shard)
+    with open_ledger(root, stage, shard) as ledger:
+        tasks = _tasks(root, source_folder(name, config, datasets), shard, kind)
+        label = f"{stage} {name} {shard}"
+        rows = do_tasks(ledger, tasks, make_control, _died, label=label, processes=processes)
+        write_manifest(path, rows, COLUMNS)
+    return path
+
+
+def _tasks(root: Path, source: Path, shard: str, kind: str) -> list[Task[ControlJob]]:
     tasks = []
     for clip in read_manifest(manifest_path(root, INGEST_STAGE, shard), INGEST_COLUMNS):
         if clip["status"] != "ok":
@@ -106,12 +116,7 @@ def make_controls(
             target=control_path(root, clip["clip_id"], kind),
         )
         tasks.append(Task(clip_id=clip["clip_id"], inputs=_inputs(job), argument=job))
-    stage = control_stage(kind)
-    label = f"{stage} {name} {shard}"
-    rows = do_tasks(root, Ledger(root, stage, shard), tasks, make_control, _died, label=label, processes=processes)
-    path = manifest_path(root, stage, shard)
-    write_manifest(path, rows, COLUMNS)
-    return path
+    return tasks
 
 
 def _inputs(job: ControlJob) -> dict[str, Any]:

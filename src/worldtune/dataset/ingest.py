@@ -19,8 +19,8 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, copy_file, sha256_file
 from worldtune.dataset.clips import clip_id, video_path
 from worldtune.dataset.config import DatasetConfig
-from worldtune.dataset.ledger import Ledger
-from worldtune.dataset.listing import list_dataset
+from worldtune.dataset.ledger import open_ledger
+from worldtune.dataset.listing import Listing, list_dataset
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
 from worldtune.media.video import OPEN_OPTIONS, VideoError, VideoInfo, check_video, ffmpeg_executable, probe
@@ -98,6 +98,15 @@ def ingest(
     listing = list_dataset(name, config, datasets)
     if not listing.source.is_dir():
         raise WorldtuneError(f"{listing.source}, the folder of the videos of {name}, does not exist. Put videos there.")
+    path = manifest_path(root, STAGE, shard)
+    with open_ledger(root, STAGE, shard) as ledger:
+        tasks = _tasks(root, listing, shard, config.min_frames)
+        rows = do_tasks(ledger, tasks, ingest_clip, _died, label=f"{STAGE} {name} {shard}", processes=processes)
+        write_manifest(path, rows, COLUMNS)
+    return path
+
+
+def _tasks(root: Path, listing: Listing, shard: str, min_frames: int) -> list[Task[IngestJob]]:
     tasks = []
     for clip in listing.clips(shard):
         if not clip.has_video:
@@ -110,14 +119,10 @@ def ingest(
             target=video_path(root, identifier),
             start_s=clip.start_s,
             end_s=clip.end_s,
-            min_frames=config.min_frames,
+            min_frames=min_frames,
         )
         tasks.append(Task(clip_id=identifier, inputs=_inputs(job), argument=job))
-    ledger = Ledger(root, STAGE, shard)
-    rows = do_tasks(root, ledger, tasks, ingest_clip, _died, label=f"{STAGE} {name} {shard}", processes=processes)
-    path = manifest_path(root, STAGE, shard)
-    write_manifest(path, rows, COLUMNS)
-    return path
+    return tasks
 
 
 def _inputs(job: IngestJob) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
 from worldtune.dataset.captions import STAGE as CAPTION_STAGE
 from worldtune.dataset.clips import caption_path, t5_path
 from worldtune.dataset.config import DatasetConfig
-from worldtune.dataset.ledger import Ledger, make_record
+from worldtune.dataset.ledger import Ledger, open_ledger
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
 from worldtune.dataset.text import write_t5
 
@@ -59,13 +59,24 @@ def embed_captions(
     Raises:
         WorldtuneError: there is no caption manifest, or the encoder cannot be loaded.
     """
+    root = datasets / name
+    path = manifest_path(root, STAGE, shard)
+    with open_ledger(root, STAGE, shard) as ledger:
+        captions = read_manifest(manifest_path(root, CAPTION_STAGE, shard), CAPTION_COLUMNS)
+        label = f"{STAGE} {name} {shard}"
+        rows = _embed(captions, ledger, checkpoints / config.text_encoder, config.text_max_tokens, device, label)
+        write_manifest(path, rows, COLUMNS)
+    return path
+
+
+def _embed(
+    captions: list[dict[str, Any]], ledger: Ledger, folder: Path, max_tokens: int, device: str, label: str
+) -> list[dict[str, Any]]:
+    """Return a row for each usable caption, from the ledger where caption and encoder are as they were."""
     # Imported here: the encoder's libraries take seconds, and reading this module's columns must not need them.
     from worldtune.annotate.t5 import TextEncoder, encoder_sha256
 
-    root = datasets / name
-    folder = checkpoints / config.text_encoder
-    captions = read_manifest(manifest_path(root, CAPTION_STAGE, shard), CAPTION_COLUMNS)
-    ledger = Ledger(root, STAGE, shard)
+    root = ledger.root
     encoder_hash = encoder_sha256(folder)
     rows: dict[str, dict[str, Any]] = {}
     todo: list[tuple[dict[str, Any], dict[str, Any]]] = []
@@ -75,7 +86,7 @@ def embed_captions(
         inputs = {
             "caption_sha256": caption["caption_sha256"],
             "encoder_sha256": encoder_hash,
-            "max_tokens": config.text_max_tokens,
+            "max_tokens": max_tokens,
             "version": VERSION,
         }
         record = ledger.current(caption["clip_id"], inputs)
@@ -83,14 +94,15 @@ def embed_captions(
             todo.append((caption, inputs))
         else:
             rows[caption["clip_id"]] = record["row"]
-    logger.info("%s %s %s: %d captions, %d of them as they were", STAGE, name, shard, len(rows) + len(todo), len(rows))
+    logger.info("%s: %d captions, %d of them as they were", label, len(rows) + len(todo), len(rows))
     if todo:
         encoder = TextEncoder(folder, device)
         texts = [_read_caption(root, caption["clip_id"]) for caption, _ in todo]
-        embeddings = encoder.encode(texts, config.text_max_tokens)
-        for _, (index, embedding) in zip(progress(todo, f"{STAGE} {name} {shard}"), embeddings, strict=True):
+        embeddings = encoder.encode(texts, max_tokens)
+        for _, (index, embedding) in zip(progress(todo, label), embeddings, strict=True):
             caption, inputs = todo[index]
             path = t5_path(root, caption["clip_id"])
+            ledger.start(caption["clip_id"])
             write_t5(path, embedding.tokens)
             row = {column: caption[column] for column in (*CLIP_COLUMNS, "caption_sha256")} | {
                 "num_tokens": len(embedding.tokens),
@@ -99,11 +111,9 @@ def embed_captions(
                 "precision": encoder.precision,
                 "t5_sha256": sha256_file(path),
             }
-            ledger.append(make_record(root, caption["clip_id"], inputs, (path,), row))
+            ledger.finish(caption["clip_id"], inputs, (path,), row)
             rows[caption["clip_id"]] = row
-    path = manifest_path(root, STAGE, shard)
-    write_manifest(path, rows.values(), COLUMNS)
-    return path
+    return list(rows.values())
 
 
 def _read_caption(root: Path, clip: str) -> str:

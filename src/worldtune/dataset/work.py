@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from worldtune.common.progress import progress
-from worldtune.dataset.ledger import Ledger, make_record
+from worldtune.dataset.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ class Task(Generic[Argument]):
 
 
 def do_tasks(
-    root: Path,
     ledger: Ledger,
     tasks: Sequence[Task[Argument]],
     work: Callable[[Argument], Outcome],
@@ -51,8 +50,7 @@ def do_tasks(
     """Return a row for each task, from the ledger where its inputs and files are as they were.
 
     Args:
-        root: the dataset's folder.
-        ledger: where results are kept.
+        ledger: where results are kept, from `open_ledger`.
         tasks: the work.
         work: does one task; a module-level function.
         died: the outcome of a task whose process died, alone, twice; it is not kept in the ledger.
@@ -68,6 +66,9 @@ def do_tasks(
         else:
             rows[task.clip_id] = record["row"]
     logger.info("%s: %d clips, %d of them as they were", label, len(tasks), len(rows))
+    if open_tasks:
+        # In advance, since other processes write the files.
+        ledger.start(*(task.clip_id for task in open_tasks))
     results = _results(open_tasks, work, processes)
     lost = set()
     for _, (task, outcome) in zip(progress(open_tasks, label), results, strict=True):
@@ -75,7 +76,7 @@ def do_tasks(
             lost.add(task.clip_id)
             outcome = died(task.argument)
         else:
-            ledger.append(make_record(root, task.clip_id, task.inputs, outcome.outputs, outcome.row))
+            ledger.finish(task.clip_id, task.inputs, outcome.outputs, outcome.row)
         rows[task.clip_id] = outcome.row
         if outcome.row["status"] != "ok":
             logger.warning("%s: %s: %s", label, outcome.row["source_key"], outcome.row["reason"])
