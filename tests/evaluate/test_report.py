@@ -1,4 +1,6 @@
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,16 @@ def record(made_up_run: Path) -> RunRecord:
 
 def test_a_torn_last_line_is_left_out(record: RunRecord) -> None:
     assert list(record.metrics["step"]) == list(range(1, 61))
+
+
+def test_steps_after_the_manifests_last_one_are_left_out(made_up_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made_up_run, run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "final_step": 40}))
+    lowered = report.load_run(run, samples_dir=run / "samples", datasets_dir=tmp_path)
+    assert lowered.metrics["step"].max() == 40
+    assert list(report.held_out_means(lowered).index) == [0, 20, 40]
 
 
 def test_a_missing_record_names_its_file(made_up_run: Path, tmp_path: Path) -> None:

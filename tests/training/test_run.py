@@ -114,6 +114,18 @@ def test_finished_attempt_trains_nothing_and_a_longer_one_goes_on(job: Job) -> N
         job(toy_recipe(training__max_iter=9))
 
 
+def test_lowering_the_last_step_leaves_later_ones_out_of_the_manifest(job: Job) -> None:
+    saving = {"every": 4, "keep_last": 3}
+    assert job(toy_recipe(saving=saving)) == 0
+    first = json.loads((job.folder / "manifest.json").read_text())
+    job.events = {"36": "nan"}
+    assert job(toy_recipe(saving=saving, training__max_iter=10)) == 0
+    assert json.loads((job.folder / "manifest.json").read_text())["skipped_steps"] == 1
+    assert job(toy_recipe(saving=saving)) == 0
+    assert job.num_built == 2
+    assert json.loads((job.folder / "manifest.json").read_text()) == first
+
+
 def test_overrides_have_their_own_attempt_and_leave_the_run_alone(job: Job, tmp_path: Path) -> None:
     assert job(toy_recipe(training__seed=6), has_overrides=True) == 0
     assert not (job.folder / "manifest.json").exists()

@@ -32,7 +32,7 @@ WIDTH = 8
 
 
 def toy_recipe(**overrides: Any) -> Recipe:
-    """A recipe whose networks and paths nobody reads; overrides are `section__key=value`."""
+    """A recipe whose networks and paths nobody reads; overrides are `section__key=value` or `section=values`."""
     network = {"in_channels": 16, "model_channels": 8, "num_blocks": 1, "num_heads": 2}
     values: dict[str, Any] = {
         "experiment": {"family": "transfer1", "description": "toy"},
@@ -56,8 +56,8 @@ def toy_recipe(**overrides: Any) -> Recipe:
         "saving": {"every": 3, "keep_last": 2},
     }
     for name, value in overrides.items():
-        section, key = name.split("__")
-        values[section] = {**values.get(section, {}), key: value}
+        section, _, key = name.partition("__")
+        values[section] = {**values.get(section, {}), **({key: value} if key else value)}
     return Recipe.model_validate(values)
 
 

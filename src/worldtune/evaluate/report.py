@@ -52,9 +52,9 @@ class RunRecord:
     manifest: dict[str, Any]
     """What the training rule declared."""
     metrics: pd.DataFrame
-    """One row a step."""
+    """One row a step, to the manifest's last one."""
     validation: pd.DataFrame
-    """One row a (step, sigma, clip_id, control)."""
+    """One row a (step, sigma, clip_id, control), to the manifest's last step."""
     dataset: dict[str, Any]
     """The dataset's summary; empty where it is gone."""
     clips: pd.DataFrame
@@ -85,8 +85,8 @@ def load_run(run_dir: Path, *, samples_dir: Path, datasets_dir: Path) -> RunReco
     return RunRecord(
         run=run_dir.name,
         manifest=manifest,
-        metrics=_read_rows(attempt / "metrics.jsonl"),
-        validation=_read_rows(attempt / "validation.jsonl"),
+        metrics=_read_rows(attempt / "metrics.jsonl", manifest["final_step"]),
+        validation=_read_rows(attempt / "validation.jsonl", manifest["final_step"]),
         dataset=_read_optional(dataset_dir / "dataset.json"),
         clips=pd.read_parquet(clips_path) if clips_path.is_file() else pd.DataFrame(),
         samples=_read_optional(samples_dir / "samples.json"),
@@ -99,7 +99,7 @@ def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _read_rows(path: Path) -> pd.DataFrame:
+def _read_rows(path: Path, last_step: int) -> pd.DataFrame:
     if not path.is_file():
         raise WorldtuneError(f"{path} does not exist, but the run's manifest names its folder. Train the run again.")
     rows = []
@@ -109,7 +109,8 @@ def _read_rows(path: Path) -> pd.DataFrame:
         except json.JSONDecodeError:
             # A killed job may leave half a line; the trainer writes that step again when it resumes.
             continue
-    return pd.DataFrame(rows)
+    # The attempt may have gone on before max_iter was lowered.
+    return pd.DataFrame([row for row in rows if row["step"] <= last_step])
 
 
 def smooth(values: pd.Series, span: int) -> pd.Series:

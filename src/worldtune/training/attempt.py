@@ -127,11 +127,14 @@ def record_start(attempt: Attempt, *, device: torch.device, world_size: int) -> 
 
 
 def write_manifest(attempt: Attempt, path: Path | None) -> None:
-    """Write the attempt's manifest, and a copy at `path`. The attempt must be finished."""
+    """Write the attempt's manifest, and a copy at `path`. The attempt must be finished.
+
+    An attempt may have gone on to later steps before max_iter was lowered: they are left out.
+    """
     folder = attempt.folder
     step = attempt.recipe.training.max_iter
     checkpoint = Path(CHECKPOINTS) / folder_name(step)
-    rows = read_rows(folder / METRICS_FILE)
+    rows = _rows_until(folder / METRICS_FILE, step)
     start = yaml.safe_load((folder / "launch_info.yaml").read_text(encoding="utf-8"))[-1]
     manifest = {
         "format": MANIFEST_FORMAT,
@@ -149,12 +152,16 @@ def write_manifest(attempt: Attempt, path: Path | None) -> None:
         "median_step_s": median(row["step_s"] for row in rows),
         "tokens_per_s": median(row["tokens_per_s"] for row in rows),
         "skipped_steps": sum(row["grad_norm"] is None for row in rows),
-        "held_out_loss": _held_out_loss(read_rows(folder / VALIDATION_FILE)),
+        "held_out_loss": _held_out_loss(_rows_until(folder / VALIDATION_FILE, step)),
         "weights_sha256": _weights_sha256(folder / checkpoint),
     }
     write_json(folder / MANIFEST, manifest)
     if path is not None:
         write_json(path, manifest)
+
+
+def _rows_until(path: Path, last_step: int) -> list[Row]:
+    return [row for row in read_rows(path) if row["step"] <= last_step]
 
 
 def _held_out_loss(rows: list[Row]) -> dict[str, Any]:
