@@ -27,7 +27,7 @@ def check(source):
 def test_dataset_and_its_reader(made):
     check(made)
     summary = read_json(made.root / "dataset.json")
-    assert (summary["num_clips"], summary["num_unusable"], summary["controls"]) == (6, 2, ["edge"])
+    assert (summary["num_clips"], summary["controls"]) == (6, ["edge"])
     assert summary["text"] == {"encoder": "worldtune/fake", "channels": 4, "max_tokens": 512}
     assert sum(summary["splits"].values()) == 6
     assert summary["splits"]["held_out"] >= 1
@@ -55,6 +55,20 @@ def test_equal_content_gives_equal_bytes(made, tmp_path):
     made.all_stages()
     check(made)
     assert [(made.root / name).read_bytes() for name in names] == first
+
+
+def test_unusable_clips_are_no_content(made):
+    check(made)
+    first = (made.root / "dataset.json").read_bytes()
+    made.add("broken.mp4", num_frames=2, seed=50)
+    made.add("short.mp4", num_frames=4, seed=20)
+    made.all_stages()
+    check(made)
+    assert (made.root / "dataset.json").read_bytes() == first
+    reasons = {clip.source_key: clip.reason for clip in load_dataset(made.root).unusable}
+    assert reasons["broken.mp4"].startswith("too short: 2 frames")
+    assert reasons["short.mp4"].startswith("too short: 4 frames")
+    assert "3 cannot" in (made.root / "validation/index.html").read_text()
 
 
 def test_number_of_shards_is_no_content(made):

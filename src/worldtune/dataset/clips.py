@@ -134,7 +134,7 @@ class Dataset:
     root: Path
     name: str
     digest: str
-    """Digest of all rows of the clip table."""
+    """Digest of the usable rows of the clip table."""
     controls: tuple[str, ...]
     """Kinds of control that every clip has a file of."""
     text_encoder: str
@@ -178,8 +178,8 @@ def clip_columns(controls: tuple[str, ...]) -> dict[str, pa.DataType]:
 
 
 def rows_digest(rows: list[dict[str, Any]]) -> str:
-    """Return the digest of the content of the clip table."""
-    return digest(rows)
+    """Return the digest of the clips that can be used: the identity of a training run depends on nothing else."""
+    return digest([row for row in rows if row["status"] == "ok"])
 
 
 def load_dataset(root: Path) -> Dataset:

@@ -1,7 +1,8 @@
 """Stage validate: the shards' manifests become one table of clips, and a verdict whether it is fit to train on.
 
-`dataset.json` and `clips.parquet` are written only if it is, and have equal bytes for equal content. The page and the
-table for people, validation/index.html and validation/clips.csv, are written in any case.
+`dataset.json` and `clips.parquet` are written only if it is, and have equal bytes for equal content; `dataset.json`, on
+which training depends, for equal usable clips. The page and the table for people, validation/index.html and
+validation/clips.csv, are written in any case.
 """
 
 import csv
@@ -35,7 +36,7 @@ from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, wr
 from worldtune.dataset.t5 import COLUMNS as T5_COLUMNS
 from worldtune.dataset.t5 import STAGE as T5_STAGE
 
-VERSION = 1
+VERSION = 2
 
 SPLIT_DIGITS = 16
 REASON_SEPARATOR = " | "
@@ -88,12 +89,12 @@ def validate(name: str, config: DatasetConfig, *, datasets: Path = Path("dataset
     columns = clip_columns(config.controls)
     write_manifest(root / "clips.parquet", rows, columns)
     splits = Counter(row["split"] for row in rows if row["status"] == "ok")
+    # Nothing of the unusable clips: training stands when only they change. They are in the table, the page and the log.
     summary = {
         "format": DATASET_FORMAT,
         "name": name,
         "digest": rows_digest(rows),
         "num_clips": usable,
-        "num_unusable": len(rows) - usable,
         "controls": list(config.controls),
         "text": {"encoder": config.text_encoder, "channels": channels, "max_tokens": config.text_max_tokens},
         "splits": {"train": splits["train"], "held_out": splits["held_out"]},
