@@ -67,7 +67,7 @@ wandb = "disabled"
 
 
 def write_clip(folder: Path, name: str, seed: int, caption: str | None = None) -> None:
-    scene = render_scene(0, seed=seed, num_frames=17, width=160, height=96, fps=24)
+    scene = render_scene(scene_names(1)[0], seed=seed, num_frames=17, width=160, height=96, fps=24)
     folder.mkdir(parents=True, exist_ok=True)
     write_video(folder / f"{name}.mp4", scene.frames, 24)
     (folder / f"{name}.txt").write_text(caption or scene.caption)
