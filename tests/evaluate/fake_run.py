@@ -53,7 +53,7 @@ def make_run(root: Path, num_steps: int = 60) -> Path:
     write_json(
         run / "manifest.json",
         {
-            "format": 1,
+            "format": 2,
             "run": "run",
             "identity": "abcd",
             "attempt": "attempts/abcd",

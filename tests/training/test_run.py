@@ -114,6 +114,20 @@ def test_finished_attempt_trains_nothing_and_a_longer_one_goes_on(job: Job) -> N
         job(toy_recipe(training__max_iter=9))
 
 
+def test_manifest_holds_the_recipe_that_it_was_written_for(job: Job) -> None:
+    assert job(toy_recipe()) == 0
+    assert json.loads((job.folder / "manifest.json").read_text())["recipe"] == toy_recipe().model_dump(mode="json")
+    # Nothing is left to train under another layout, so no start is recorded.
+    assert job(toy_recipe(parallel__sequence=False)) == 0
+    assert job.num_built == 1
+    manifest = json.loads((job.folder / "manifest.json").read_text())
+    assert manifest["recipe"]["parallel"]["sequence"] is False
+    # A start that trains on and is stopped belongs to no manifest yet.
+    job.events = {"33": "SIGUSR1"}
+    assert job(toy_recipe(training__max_iter=20)) == EXIT_STOPPED
+    assert json.loads((job.folder / "manifest.json").read_text()) == manifest
+
+
 def test_lowering_the_last_step_leaves_later_ones_out_of_the_manifest(job: Job) -> None:
     saving = {"every": 4, "keep_last": 3}
     assert job(toy_recipe(saving=saving)) == 0

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_world import tiny_recipe
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import read_json, sha256_file
+from worldtune.common.files import read_json, sha256_file, write_json
 from worldtune.recipe.network import ControlNetworkConfig
 from worldtune.recipe.schema import Sampling
 from worldtune.training.manifest import trained_fingerprint
@@ -120,6 +120,42 @@ def test_weights_of_another_recipe_are_refused(exported: Path, trained_run: Path
     # What changes no weights and no manifest is not compared.
     same = trained_fingerprint(tiny_recipe(logging={"console_every": 7}, sampling={"seed": 9}))
     assert load_trained_run(trained_run, expected=same).recipe.training.seed == 5
+
+
+def copied(trained_run: Path, tmp_path: Path, **changes: Any) -> Path:
+    """A copy of the finished run whose manifest says something else."""
+    run = tmp_path / trained_run.name
+    shutil.copytree(trained_run, run)
+    write_json(run / "manifest.json", {**read_json(run / "manifest.json"), **changes})
+    return run
+
+
+def test_the_newest_starts_recipe_is_not_the_manifests(trained_run: Path, tmp_path: Path) -> None:
+    run = copied(trained_run, tmp_path)
+    (config,) = run.glob("attempts/*/config.yaml")
+    config.write_text("training: {max_iter: 99}")
+    assert load_trained_run(run).recipe == load_trained_run(trained_run).recipe
+    with pytest.raises(WorldtuneError, match=r"manifest\.json holds no recipe.*[\s\S]*Delete it"):
+        load_trained_run(copied(trained_run, tmp_path / "old", recipe={}))
+
+
+def test_a_base_of_other_content_gives_no_uncertainty_head(trained_run: Path, tmp_path: Path) -> None:
+    root = trained_run.parents[1]
+    checkpoints = read_json(trained_run / "manifest.json")["checkpoints"]
+    run = copied(trained_run, tmp_path, checkpoints={**checkpoints, "base": {"path": "x.pt", "sha256": "0" * 64}})
+    with pytest.raises(WorldtuneError, match=r"base_model\.split\.json was made from .* trained on 0000"):
+        export_run(run, checkpoints_dir=root / "checkpoints", datasets_dir=root / "datasets")
+
+
+def test_the_summary_of_another_dataset_is_left_out(
+    exported: Path, trained_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = trained_run.parents[1]
+    assert read_json(exported / "provenance.json")["dataset_summary"]["num_clips"] == 6
+    run = copied(trained_run, tmp_path, dataset={"name": "tiny", "digest": "0" * 64})
+    export_run(run, checkpoints_dir=root / "checkpoints", datasets_dir=root / "datasets")
+    assert read_json(run / "model" / "provenance.json")["dataset_summary"] == {}
+    assert "the run was trained on 0000" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["control.safetensors", "raw/control.safetensors", "edge_control.pt"])

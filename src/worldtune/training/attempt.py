@@ -3,7 +3,8 @@
 config.yaml        the resolved recipe of the newest start; earlier ones that differed are config.0001.yaml, ...
 launch_info.yaml   a list: each start with its command, host, ranks, git commit, versions, hardware
 job_env.yaml       a list: the scheduler's and the libraries' environment variables at each start
-manifest.json      what came out, once the last step is reached; results/<run>/manifest.json is a copy
+manifest.json      what came out and its resolved recipe, once the last step is reached; results/<run>/manifest.json
+                   is a copy
 fatal.json         a failure that a retry cannot mend
 stop               made by a person: the run stops after its step, and starts again when it is deleted
 """
@@ -144,6 +145,9 @@ def write_manifest(attempt: Attempt, path: Path | None) -> None:
         "final_step": step,
         "checkpoint": str(checkpoint),
         "recipe_fingerprint": trained_fingerprint(attempt.recipe),
+        # Not only in config.yaml, which is of the newest start: that one may have trained on, or nothing was left to do
+        # for a recipe of, say, another layout.
+        "recipe": attempt.recipe.model_dump(mode="json"),
         **attempt.inputs.describe(),
         "hardware": start["hardware"],
         "torch": start["versions"]["torch"],

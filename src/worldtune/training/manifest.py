@@ -9,7 +9,7 @@ from worldtune.common.files import read_json
 from worldtune.recipe.identity import fingerprint, values_that_affect
 from worldtune.recipe.schema import Recipe
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 MANIFEST = "manifest.json"
 
 

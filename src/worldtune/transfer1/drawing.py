@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, join_checkpoint
-from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, read_json, write_json
 from worldtune.common.progress import progress
 from worldtune.dataset.clips import load_dataset
@@ -22,7 +21,7 @@ from worldtune.training.manifest import check_trained
 from worldtune.training.task import Sample
 from worldtune.transfer1.batch import ClipDataset
 from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser, single_process_mesh, single_process_recipe
-from worldtune.transfer1.export import read_export, read_exported, split_file
+from worldtune.transfer1.export import check_base, read_export, read_exported, split_file
 from worldtune.transfer1.sampler import draw_latents
 from worldtune.transfer1.task import LatentEncoder, encode_sample
 from worldtune.transfer1.tokenizer import VideoTokenizer
@@ -119,12 +118,7 @@ def _load(
 ) -> tuple[Denoiser, LatentEncoder]:
     degree = provenance["recipe"]["parallel"]["tensor"]
     split = split_file(recipe.checkpoints.base, degree, checkpoints_dir)
-    sha256 = read_json(split)["source_sha256"]
-    if sha256 != provenance["checkpoints"]["base"]["sha256"]:
-        raise WorldtuneError(
-            f"{split} was made from a checkpoint with SHA-256 {sha256}, but the model was trained on "
-            f"{provenance['checkpoints']['base']['sha256']}. Fetch and split that one."
-        )
+    check_base(split, provenance)
     base = join_checkpoint(split.parent, split.name.removesuffix(MANIFEST_SUFFIX), degree)
     mesh = single_process_mesh(device)
     built = build_denoiser(recipe, base, read_exported(model_dir), mesh, device)

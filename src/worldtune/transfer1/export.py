@@ -10,6 +10,7 @@ The files are built in the attempt's `export/` and hard-linked into `results/<ru
 
 import importlib.metadata
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,7 +28,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import link_or_copy, read_json, sha256_file, share, write_json, write_text
 from worldtune.common.versions import stage_version
 from worldtune.recipe.schema import Recipe
-from worldtune.training.manifest import read_manifest
+from worldtune.training.manifest import MANIFEST, read_manifest
 from worldtune.training.random import generator
 from worldtune.training.state import ema_group, read_weights
 from worldtune.transfer1.control import ControlNetwork
@@ -56,6 +56,7 @@ CHAIN = (
     ("export", "transfer1/export.py", "{run_dir}/model"),
 )
 """The rules that lead to a model: name, module with its VERSION, what it made."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class TrainedRun:
     manifest: dict[str, Any]
     """results/<run>/manifest.json."""
     recipe: Recipe
-    """As the attempt resolved it."""
+    """As it was resolved when the manifest was written."""
 
     @property
     def attempt(self) -> Path:
@@ -91,11 +92,13 @@ def load_trained_run(run_dir: Path, *, expected: str | None = None) -> TrainedRu
         WorldtuneError: the run is not finished, or its files are of another version or recipe.
     """
     manifest = read_manifest(run_dir, expected)
-    config = run_dir / manifest["attempt"] / "config.yaml"
     try:
-        recipe = Recipe.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise WorldtuneError(f"{config} holds no recipe of this version: {error}. Train the run again.") from error
+        recipe = Recipe.model_validate(manifest.get("recipe"))
+    except ValidationError as error:
+        path = run_dir / MANIFEST
+        raise WorldtuneError(
+            f"{path} holds no recipe of this version: {error}. Delete it and run the training rule again."
+        ) from error
     return TrainedRun(run_dir=run_dir, manifest=manifest, recipe=recipe)
 
 
@@ -115,6 +118,7 @@ def export_run(run_dir: Path, *, checkpoints_dir: Path, datasets_dir: Path, expe
     rate = run.recipe.ema.rates[0]
     averaged = _named(read_weights(run.checkpoint, rate), run.recipe)
     base_split = split_file(run.recipe.checkpoints.base, run.recipe.parallel.tensor, checkpoints_dir)
+    check_base(base_split, run.manifest)
     logvar = _logvar(base_split, run.recipe.parallel.tensor)
 
     partial = run.attempt / "export.partial"
@@ -144,6 +148,24 @@ def split_file(checkpoint: str, degree: int, checkpoints_dir: Path) -> Path:
     """Return where the split file of a checkpoint (a path below checkpoints/) lies."""
     source = checkpoints_dir / checkpoint
     return source.parent / f"checkpoints_tp_{degree}" / f"{source.stem}{MANIFEST_SUFFIX}"
+
+
+def check_base(split: Path, record: Mapping[str, Any]) -> None:
+    """Check that a split is one of the base that a model was trained on.
+
+    Args:
+        split: the split file.
+        record: the run's manifest or the export's provenance.
+
+    Raises:
+        WorldtuneError: it is of another checkpoint, or missing.
+    """
+    found, expected = read_json(split)["source_sha256"], record["checkpoints"]["base"]["sha256"]
+    if found != expected:
+        raise WorldtuneError(
+            f"{split} was made from a checkpoint with SHA-256 {found}, but the model was trained on {expected}. Fetch "
+            "and split that one, or train the run again."
+        )
 
 
 def _logvar(base_split: Path, degree: int) -> dict[str, Tensor]:
@@ -325,7 +347,6 @@ def _config(run: TrainedRun) -> dict[str, Any]:
 
 def _provenance(run: TrainedRun, rate: float, base_split: Path, datasets_dir: Path) -> dict[str, Any]:
     manifest, recipe = run.manifest, run.recipe
-    summary = datasets_dir / recipe.data.dataset / "dataset.json"
     places = {
         "dataset": recipe.data.dataset,
         "kind": recipe.control.kind,
@@ -356,8 +377,22 @@ def _provenance(run: TrainedRun, rate: float, base_split: Path, datasets_dir: Pa
             {"rule": rule, "version": stage_version(module) if module else 1, "made": made.format_map(places)}
             for rule, module, made in CHAIN
         ],
-        "dataset_summary": read_json(summary) if summary.is_file() else {},
+        "dataset_summary": _dataset_summary(datasets_dir / manifest["dataset"]["name"], manifest["dataset"]["digest"]),
     }
+
+
+def _dataset_summary(dataset: Path, digest: str) -> dict[str, Any]:
+    """Return the summary of the dataset that was trained on; empty where the dataset is gone or another by now."""
+    path = dataset / "dataset.json"
+    summary = read_json(path) if path.is_file() else {}
+    if summary and summary.get("digest") != digest:
+        # The weights are what they are; only the clips behind them can no longer be told.
+        logger.warning(
+            "%s has digest %s, but the run was trained on %s: the export goes without a summary of its dataset",
+            *(path, summary.get("digest"), digest),
+        )
+        return {}
+    return summary
 
 
 def _version(package: str) -> str:
