@@ -14,6 +14,21 @@ from worldtune.dataset.ledger import Ledger, open_ledger
 ROW = {"status": "ok"}
 
 
+def know(root: Path, shard: str, clip: str, value: int) -> bool:
+    """Return whether a job of this shard takes the clip's file for the one of this value."""
+    with open_ledger(root, "t5", shard) as ledger:
+        ledger.adopt([clip])
+        return ledger.current(clip, {"value": value}) is not None
+
+
+def write(root: Path, shard: str, clip: str, value: int) -> None:
+    """Do what a job of this shard does with a clip."""
+    with open_ledger(root, "t5", shard) as ledger:
+        ledger.adopt([clip])
+        ledger.start(clip)
+        finish(ledger, clip, value, output=True)
+
+
 def finish(ledger: Ledger, clip: str, value: int, *, output: bool = False) -> None:
     path = ledger.root / f"{clip}.bin"
     if output:
@@ -67,6 +82,50 @@ def test_ledger_without_started_records_is_read(tmp_path):
 def test_stages_have_their_own(tmp_path):
     finish(Ledger(tmp_path, "ingest", "0000"), "a", 1)
     assert Ledger(tmp_path, "captions", "0000").current("a", {"value": 1}) is None
+
+
+def test_clip_that_moved_to_another_shard_is_known_there(tmp_path):
+    write(tmp_path, "0000", "a", 1)
+    old = Ledger(tmp_path, "t5", "0000").path.read_bytes()
+    assert know(tmp_path, "0003", "a", 1)
+    assert not know(tmp_path, "0003", "a", 2)
+    # The old shard's ledger may go: the record was copied, once, and the ledger it came from was only read.
+    assert Ledger(tmp_path, "t5", "0003").path.read_bytes() == old.splitlines(keepends=True)[-1]
+    assert Ledger(tmp_path, "t5", "0000").path.read_bytes() == old
+    assert Ledger(tmp_path, "t5", "0003").current("a", {"value": 1}) is not None
+    (tmp_path / "a.bin").write_bytes(b"of another size")
+    assert not know(tmp_path, "0004", "a", 1)
+
+
+def test_only_the_ledger_that_wrote_a_moved_clip_last_is_believed(tmp_path):
+    """All values have files of one size here."""
+    write(tmp_path, "0000", "a", 1)
+    write(tmp_path, "0003", "a", 2)
+    write(tmp_path, "0001", "a", 3)
+    for shard in ("0000", "0003", "0001", "0007"):
+        assert [know(tmp_path, shard, "a", value) for value in (1, 2, 3)] == [False, False, True]
+    write(tmp_path, "0003", "a", 1)
+    assert know(tmp_path, "0000", "a", 1)
+    assert not know(tmp_path, "0001", "a", 3)
+
+
+def test_clip_that_another_shard_began_to_write_is_not_known(tmp_path):
+    write(tmp_path, "0000", "a", 1)
+    with open_ledger(tmp_path, "t5", "0003") as ledger:
+        ledger.adopt(["a"])
+        ledger.start("a")
+    assert not know(tmp_path, "0000", "a", 1)
+    assert not know(tmp_path, "0001", "a", 1)
+
+
+def test_two_shards_that_wrote_a_clip_at_once_know_nothing_of_it(tmp_path):
+    """The job of a shard of the old number goes on beside the one of the new number."""
+    with open_ledger(tmp_path, "t5", "0000") as old, open_ledger(tmp_path, "t5", "0003") as new:
+        for ledger, value in ((old, 1), (new, 2)):
+            ledger.start("a")
+            finish(ledger, "a", value, output=True)
+    for shard in ("0000", "0003", "0001"):
+        assert [know(tmp_path, shard, "a", value) for value in (1, 2)] == [False, False]
 
 
 @pytest.mark.parametrize("torn", ["started", "finished"])

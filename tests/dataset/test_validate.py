@@ -71,13 +71,22 @@ def test_unusable_clips_are_no_content(made):
     assert "3 cannot" in (made.root / "validation/index.html").read_text()
 
 
-def test_number_of_shards_is_no_content(made):
+def times(source) -> dict[str, int]:
+    folders = ("videos", "metas", "t5_xxl", "edge")
+    return {str(path): path.stat().st_mtime_ns for folder in folders for path in (source.root / folder).iterdir()}
+
+
+def test_number_of_shards_is_no_content_and_does_no_clip_again(made, fake_encoder):
     check(made)
     first = (made.root / "dataset.json").read_bytes()
+    before = times(made)
+    fake_encoder.texts.clear()
     made.options["num_shards"] = 3
     made.all_stages()
     check(made)
     assert (made.root / "dataset.json").read_bytes() == first
+    assert fake_encoder.texts == []
+    assert times(made) == before
 
 
 def test_split_is_drawn_by_the_clip_alone(made):

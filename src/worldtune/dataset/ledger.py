@@ -1,8 +1,10 @@
 """What a stage has done for each clip of a shard: an append-only record that outlives the job's declared output.
 
-A line is a JSON object. {"clip_id", "started": true} says that a job is about to write the clip's files, so that what
-was known of them holds no more. {"clip_id", "inputs", "outputs", "row"} says what the clip's result was made from, the
-files that were made ({path below the dataset's folder: size}), and the clip's row in the manifest.
+A line is a JSON object. {"clip_id", "turn", "started": true} says that a job is about to write the clip's files, so
+that what was known of them holds no more. {"clip_id", "turn", "inputs", "outputs", "row"} says what the clip's result
+was made from, the files that were made ({path below the dataset's folder: size}), and the clip's row in the manifest.
+The turn counts how often the clip's files were written: where a changed number of shards moves a clip to another
+ledger, it tells which one knows the file that is there. A line without a turn is older than all that have one.
 """
 
 import contextlib
@@ -10,7 +12,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,32 @@ def _parse(line: bytes) -> Record | None:
     if not isinstance(record, dict):
         return None
     kinds: dict[str, type] = {"clip_id": str}
+    kinds |= {"turn": int} if "turn" in record else {}
     kinds |= {"started": bool} if "started" in record else {"inputs": dict, "outputs": dict, "row": dict}
     return record if all(isinstance(record.get(key), kind) for key, kind in kinds.items()) else None
+
+
+def _read(path: Path) -> Iterator[Record]:
+    """Yield the whole records of a ledger."""
+    with open(path, "rb") as file:
+        for line in file:
+            record = _parse(line)
+            if record is None:
+                logger.info("%s: one record was not written whole and is passed over", path)
+            else:
+                yield record
+
+
+def _start(clip_id: str, turn: int) -> Record:
+    return {"clip_id": clip_id, "turn": turn, "started": True}
+
+
+def _later(one: Record, other: Record) -> Record:
+    """Return the later one of two ledgers' last records of a clip; where they contradict, nothing is known of it."""
+    turns = one.get("turn", 0), other.get("turn", 0)
+    if turns[0] != turns[1]:
+        return one if turns[0] > turns[1] else other
+    return one if one == other else _start(one["clip_id"], turns[0])
 
 
 @contextlib.contextmanager
@@ -80,17 +106,23 @@ class Ledger:
         self.path = ledger_path(root, stage, shard)
         self._records: dict[str, Record] = {}
         if self.path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        for line in self.path.read_bytes().split(b"\n"):
-            if not line:
-                continue
-            record = _parse(line)
-            if record is None:
-                logger.warning("%s: one record was not written whole; its clip is done again", self.path)
-            else:
+            for record in _read(self.path):
                 self._records[record["clip_id"]] = record
+
+    def adopt(self, clip_ids: Iterable[str]) -> None:
+        """Take over what the other ledgers of the stage know of these clips and this one does not.
+
+        After a change of the number of shards a clip's files are known to the ledger of its old shard.
+        """
+        wanted = set(clip_ids)
+        latest = {clip_id: self._records[clip_id] for clip_id in wanted & self._records.keys()}
+        for path in sorted(self.path.parent.glob("*.jsonl")):
+            if path == self.path:
+                continue
+            last = {record["clip_id"]: record for record in _read(path) if record["clip_id"] in wanted}
+            for clip_id, record in last.items():
+                latest[clip_id] = _later(latest[clip_id], record) if clip_id in latest else record
+        self._append(*(record for clip_id, record in latest.items() if record != self._records.get(clip_id)))
 
     def current(self, clip_id: str, inputs: dict[str, Any]) -> Record | None:
         """Return a clip's record if it was made from the same inputs and its files are there with the same sizes."""
@@ -112,10 +144,10 @@ class Ledger:
 
         Sizes cannot tell a file that a job wrote before it died from the one that an earlier record means.
         """
-        self._append(*({"clip_id": clip_id, "started": True} for clip_id in clip_ids))
+        self._append(*(_start(clip_id, self._turn(clip_id) + 1) for clip_id in clip_ids))
 
     def finish(self, clip_id: str, inputs: dict[str, Any], outputs: tuple[Path, ...], row: dict[str, Any]) -> None:
-        """Record a clip's result.
+        """Record the result of a clip that was started.
 
         Args:
             clip_id: the clip.
@@ -124,10 +156,16 @@ class Ledger:
             row: the clip's row in the manifest.
         """
         sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in outputs}
-        self._append({"clip_id": clip_id, "inputs": inputs, "outputs": sizes, "row": row})
+        turn = self._turn(clip_id)
+        self._append({"clip_id": clip_id, "turn": turn, "inputs": inputs, "outputs": sizes, "row": row})
+
+    def _turn(self, clip_id: str) -> int:
+        return int(self._records.get(clip_id, {}).get("turn", 0))
 
     def _append(self, *records: Record) -> None:
         """Add records and wait until they are on disk."""
+        if not records:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab+") as file:
             if file.tell():

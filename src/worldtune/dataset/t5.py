@@ -78,6 +78,7 @@ def _embed(
 
     root = ledger.root
     encoder_hash = encoder_sha256(folder)
+    ledger.adopt([caption["clip_id"] for caption in captions])
     rows: dict[str, dict[str, Any]] = {}
     todo: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for caption in captions:

@@ -47,7 +47,7 @@ def do_tasks(
     label: str,
     processes: int,
 ) -> list[dict[str, Any]]:
-    """Return a row for each task, from the ledger where its inputs and files are as they were.
+    """Return a row for each task, from the stage's ledgers where its inputs and files are as they were.
 
     Args:
         ledger: where results are kept, from `open_ledger`.
@@ -57,6 +57,7 @@ def do_tasks(
         label: the stage and shard, for the log.
         processes: worker processes; 1 works in this one.
     """
+    ledger.adopt([task.clip_id for task in tasks])
     rows = {}
     open_tasks = []
     for task in tasks:
@@ -66,9 +67,8 @@ def do_tasks(
         else:
             rows[task.clip_id] = record["row"]
     logger.info("%s: %d clips, %d of them as they were", label, len(tasks), len(rows))
-    if open_tasks:
-        # In advance, since other processes write the files.
-        ledger.start(*(task.clip_id for task in open_tasks))
+    # In advance, since other processes write the files.
+    ledger.start(*(task.clip_id for task in open_tasks))
     results = _results(open_tasks, work, processes)
     lost = set()
     for _, (task, outcome) in zip(progress(open_tasks, label), results, strict=True):
