@@ -70,6 +70,19 @@ def test_original_experiment_name_finds_the_recipe() -> None:
     assert recipe_path(name, REPOSITORY).name == "edge_posttrain.toml"
 
 
+def test_original_name_of_several_recipes_is_refused_and_an_inherited_one_is_not_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "config/recipes"
+    folder.mkdir(parents=True)
+    named = '[experiment]\noriginal_name = "THE_ORIGINAL"\n'
+    write(folder, named, "edge_posttrain")
+    write(folder, 'extends = "edge_posttrain"\n', "a_run")
+    assert recipe_path("THE_ORIGINAL", tmp_path).stem == "edge_posttrain"
+    write(folder, named, "b_copy")
+    with pytest.raises(WorldtuneError, match=r"original_name of 2 recipes in .*: b_copy, edge_posttrain\. Or remove"):
+        recipe_path("THE_ORIGINAL", tmp_path)
+    assert recipe_path("b_copy", tmp_path).stem == "b_copy"
+
+
 def test_overrides_go_over_the_file() -> None:
     recipe = load("optimizer.learning_rate=3e-4", "ema.rates=[0.1, 0.05]", "logging.wandb=offline")
     assert recipe.optimizer.learning_rate == 3e-4

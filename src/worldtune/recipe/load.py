@@ -28,7 +28,8 @@ def recipe_path(name: str, root: Path = Path()) -> Path:
         root: root of the repository.
 
     Raises:
-        WorldtuneError: there is no such recipe; the message names the nearest ones.
+        WorldtuneError: there is no such recipe (the message names the nearest ones), or several recipes carry that name
+            of an original experiment.
     """
     if name.endswith(".toml"):
         if not Path(name).is_file():
@@ -37,15 +38,22 @@ def recipe_path(name: str, root: Path = Path()) -> Path:
     path = root / RECIPES / f"{name}.toml"
     if path.is_file():
         return path
-    known: dict[str, Path] = {}
+    known: dict[str, list[Path]] = {}
     for candidate in sorted((root / RECIPES).glob("*.toml")):
-        known[candidate.stem] = candidate
+        known.setdefault(candidate.stem, []).append(candidate)
+        # What a recipe inherits from the one it extends is not its own name.
         original = _read_toml(candidate).get("experiment", {}).get("original_name")
         if original:
-            known.setdefault(original, candidate)
-    if name in known:
-        return known[name]
-    raise WorldtuneError(f"there is no recipe {name!r} in {root / RECIPES}/{_nearest(name, known)}.")
+            known.setdefault(original, []).append(candidate)
+    found = known.get(name, [])
+    if not found:
+        raise WorldtuneError(f"there is no recipe {name!r} in {root / RECIPES}/{_nearest(name, known)}.")
+    if len(found) > 1:
+        raise WorldtuneError(
+            f"{name} is the experiment.original_name of {len(found)} recipes in {root / RECIPES}/. Name the one that is "
+            f"meant: {', '.join(path.stem for path in found)}. Or remove original_name from copied recipes."
+        )
+    return found[0]
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), root: Path = Path()) -> Recipe:
