@@ -50,8 +50,8 @@ def recipe_path(name: str, root: Path = Path()) -> Path:
         raise WorldtuneError(f"there is no recipe {name!r} in {root / RECIPES}/{_nearest(name, known)}.")
     if len(found) > 1:
         raise WorldtuneError(
-            f"{name} is the experiment.original_name of {len(found)} recipes in {root / RECIPES}/. Name the one that is "
-            f"meant: {', '.join(path.stem for path in found)}. Or remove original_name from copied recipes."
+            f"{name} is the experiment.original_name of {len(found)} recipes in {root / RECIPES}/. Name the one that "
+            f"is meant: {', '.join(path.stem for path in found)}. Or remove original_name from copied recipes."
         )
     return found[0]
 
