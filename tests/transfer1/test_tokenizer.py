@@ -129,3 +129,11 @@ def test_missing_and_damaged_files_are_named(folder: Path, tmp_path: Path) -> No
     (tmp_path / "encoder.jit").write_bytes(b"no module")
     with pytest.raises(WorldtuneError, match="no TorchScript module"):
         VideoTokenizer(tmp_path, 17, CPU, torch.float32)
+    for name in ("encoder.jit", "decoder.jit"):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).symlink_to(folder / name)
+    whole = (folder / "mean_std.pt").read_bytes()
+    for content in (b"no statistics", whole[: len(whole) // 2], b""):
+        (tmp_path / "mean_std.pt").write_bytes(content)
+        with pytest.raises(WorldtuneError, match=r"(?s)mean_std\.pt .*Fetch it again"):
+            VideoTokenizer(tmp_path, 17, CPU, torch.float32)

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,19 @@ EXTRA_STATE = "_extra_state"
 """End of the names under which TransformerEngine stores its own settings; they carry no weights."""
 INDEX_SUFFIX = ".safetensors.index.json"
 """End of the name of the file that lists the parts of a sharded safetensors checkpoint."""
+DAMAGE = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What torch.load raises for a damaged file, beside UnpicklingError: its unpickler trusts that opcodes make sense."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -58,8 +72,8 @@ def load_pickled(path: Path) -> Any:
             f"{path} holds more than tensors and plain values, or is damaged, and is not loaded: {error}. Fetch it "
             "again; if it is as published, save its tensors as safetensors in an environment that may run it."
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise WorldtuneError(f"{path} cannot be read ({error}). Fetch it again.") from error
+    except DAMAGE as error:
+        raise WorldtuneError(f"{path} cannot be read ({type(error).__name__}: {error}). Fetch it again.") from error
 
 
 def _unpack(content: Any, path: Path) -> dict[str, Tensor]:

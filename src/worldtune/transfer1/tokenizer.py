@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from worldtune.checkpoint.reading import load_pickled
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.schema import LATENT_FRAMES, LATENT_PIXELS
 
@@ -32,7 +33,7 @@ class VideoTokenizer:
             dtype: type of weights, pixels and latents; released tokenizers run in bfloat16.
 
         Raises:
-            WorldtuneError: num_frames has another form, a file is missing, or mean_std.pt does not fit.
+            WorldtuneError: num_frames has another form, a file is missing or damaged, or mean_std.pt does not fit.
         """
         if num_frames < 1 or num_frames % LATENT_FRAMES != 1:
             below = max(1, (num_frames - 1) // LATENT_FRAMES * LATENT_FRAMES + 1)
@@ -135,7 +136,7 @@ class VideoTokenizer:
     def _load_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation, each [1, 16, latent frames of a chunk, 1, 1]."""
         path = self._file("mean_std.pt")
-        pair = torch.load(path, map_location="cpu", weights_only=True)
+        pair = load_pickled(path)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(item, Tensor) for item in pair):
             raise WorldtuneError(f"{path} holds no pair of tensors (mean, std). Fetch or make it again.")
         statistics = []
