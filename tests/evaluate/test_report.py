@@ -84,6 +84,19 @@ def test_without_another_control_the_report_still_stands(record: RunRecord) -> N
     assert isinstance(report.plot_held_out(alone), Figure)
 
 
+def test_clips_and_noise_levels_that_came_later_are_not_averaged_with_earlier_ones(record: RunRecord) -> None:
+    last = record.validation[record.validation["step"] == 60]
+    more = pd.concat(
+        [record.validation, last.assign(sigma=99.0), last.assign(clip_id="0f" * 8, loss=1e6)], ignore_index=True
+    )
+    changed = RunRecord(**{**vars(record), "validation": more})
+    table = report.held_out_table(changed)
+    assert table.loc[99.0, "change"] == ""
+    pd.testing.assert_frame_equal(table.drop(99.0), report.held_out_table(record), check_freq=False)
+    assert isinstance(report.plot_held_out(changed), Figure)
+    assert isinstance(report.plot_control_effect(changed), Figure)
+
+
 def test_parts_of_a_step_add_up(record: RunRecord) -> None:
     table = report.step_time_table(record)
     assert list(table.index) == ["data", "forward", "backward", "optimizer", "other"]

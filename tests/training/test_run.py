@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from torch.distributed.device_mesh import DeviceMesh
-from trainer_toy import ToyTask, toy_recipe
+from trainer_toy import NUM_HELD_OUT, ToyTask, toy_recipe
 
 import worldtune.training.run as run_module
 from worldtune.common.errors import WorldtuneError
@@ -24,7 +24,8 @@ from worldtune.training.signals import EXIT_STOPPED, STOP_SIGNALS
 
 def inputs() -> Inputs:
     base = SplitCheckpoint(source="toy/base.pt", source_sha256="b" * 64, split_file=Path("base.split.json"))
-    dataset: Any = SimpleNamespace(name="toy", digest="d" * 64)
+    clips = [SimpleNamespace(clip_id=f"clip{number}", num_frames=121) for number in range(NUM_HELD_OUT)]
+    dataset: Any = SimpleNamespace(name="toy", digest="d" * 64, split=lambda _name: clips)
     return Inputs(
         dataset=dataset,
         base=base,
@@ -138,6 +139,30 @@ def test_lowering_the_last_step_leaves_later_ones_out_of_the_manifest(job: Job) 
     assert job(toy_recipe(saving=saving)) == 0
     assert job.num_built == 2
     assert json.loads((job.folder / "manifest.json").read_text()) == first
+
+
+def test_finished_attempt_is_measured_again_where_the_recipe_asks_for_more(job: Job) -> None:
+    def run(**validation: Any) -> dict[str, Any]:
+        assert job(toy_recipe(validation=validation)) == 0
+        return dict(json.loads((job.folder / "manifest.json").read_text())["held_out_loss"])
+
+    assert {when: list(means) for when, means in run().items()} == {"first": ["1"], "last": ["1"]}
+    (attempt,) = job.attempts()
+    before = (attempt / "metrics.jsonl").read_bytes()
+    more = run(sigmas=[1.0, 2.0])
+    assert job.num_built == 2
+    assert (attempt / "metrics.jsonl").read_bytes() == before
+    # At step 0 the new noise level was not measured.
+    assert {when: list(means) for when, means in more.items()} == {"first": ["1"], "last": ["1", "2"]}
+    wider = run(sigmas=[1.0, 2.0], max_clips=2)
+    assert job.num_built == 3
+    assert {when: list(means) for when, means in wider.items()} == {"last": ["1", "2"]}
+    rows = [row for row in read_rows(attempt / "validation.jsonl") if row["step"] == 8]
+    assert sorted((row["sigma"], row["clip_id"]) for row in rows) == [
+        *((1.0, "clip0"), (1.0, "clip1"), (2.0, "clip0"), (2.0, "clip1")),
+    ]
+    assert run(sigmas=[1.0, 2.0]) == more
+    assert job.num_built == 3
 
 
 def test_overrides_have_their_own_attempt_and_leave_the_run_alone(job: Job, tmp_path: Path) -> None:

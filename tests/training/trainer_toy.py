@@ -28,6 +28,7 @@ from worldtune.training.task import Batch, LossOutput, Sample, ValidationRow
 from worldtune.training.trainer import train
 
 NUM_CLIPS = 7
+NUM_HELD_OUT = 2
 WIDTH = 8
 
 
@@ -52,7 +53,7 @@ def toy_recipe(**overrides: Any) -> Recipe:
             "precision": "float32",
         },
         "parallel": {"tensor": 1, "data": 1},
-        "validation": {"every": 4},
+        "validation": {"every": 4, "sigmas": [1.0], "max_clips": 1},
         "saving": {"every": 3, "keep_last": 2},
     }
     for name, value in overrides.items():
@@ -96,6 +97,10 @@ class ToyTask:
             parallelize_module(self.trainable, mesh["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
         self.events = events or {}
 
+    @property
+    def measured_clip_ids(self) -> list[str]:
+        return [f"clip{number}" for number in range(NUM_HELD_OUT)][: self.recipe.validation.max_clips]
+
     def make_dataset(self) -> ToyDataset:
         return ToyDataset(self.recipe.training.seed)
 
@@ -122,7 +127,11 @@ class ToyTask:
 
     def validate(self) -> list[ValidationRow]:
         total = sum(parameter.float().sum().item() for parameter in self.trainable.frozen.parameters())
-        return [ValidationRow(sigma=1.0, clip_id="clip0", control="own", loss=total**2)]
+        return [
+            ValidationRow(sigma=sigma, clip_id=clip_id, control="own", loss=sigma * total**2)
+            for sigma in self.recipe.validation.sigmas
+            for clip_id in self.measured_clip_ids
+        ]
 
 
 def train_toy(attempt: Path, recipe: Recipe, events: dict[str, str] | None = None) -> int:

@@ -117,9 +117,12 @@ def test_held_out_rows_are_paired_and_repeatable(tiny_world: Path) -> None:
         *((clip_id(digit), sigma, control) for digit in "34" for sigma in (0.5, 5.0) for control in ("other", "own")),
         *((clip_id("5"), sigma, "own") for sigma in (0.5, 5.0)),
     ]
+    assert task.measured_clip_ids == [clip_id(digit) for digit in "345"]
+    assert single(tiny_world, validation={"max_clips": 2}).measured_clip_ids == [clip_id(digit) for digit in "34"]
     assert all(row.loss > 0 for row in rows)
     by_key = dict(zip(keys, rows, strict=True))
-    assert by_key[keys[0]].loss != by_key[keys[1]].loss
+    # The untrained branch does little, so that a single pair of losses may round to the same number.
+    assert any(by_key[other].loss != by_key[own].loss for other, own in zip(keys[0:8:2], keys[1:8:2], strict=True))
     assert task.validate() == rows
     assert single(tiny_world, training={"seed": 6}).validate() == rows
     batch = batch_of(task, 0)

@@ -174,8 +174,14 @@ def step_time_table(record: RunRecord) -> pd.DataFrame:
 
 
 def held_out_means(record: RunRecord) -> pd.DataFrame:
-    """Return the held-out loss averaged over clips: index step, columns (control, sigma)."""
-    means = record.validation.groupby(["step", "control", "sigma"])["loss"].mean()
+    """Return the held-out loss averaged over clips: index step, columns (control, sigma).
+
+    Where the number of clips has changed, only those are in it that a noise level was measured on at all of its steps.
+    """
+    validation = record.validation
+    num_steps = validation.groupby("sigma")["step"].transform("nunique")
+    always = validation.groupby(["sigma", "clip_id"])["step"].transform("nunique") == num_steps
+    means = validation[always].groupby(["step", "control", "sigma"])["loss"].mean()
     return means.unstack(["control", "sigma"]).sort_index()
 
 
@@ -204,7 +210,11 @@ def held_out_table(record: RunRecord) -> pd.DataFrame:
     """Return the held-out loss at each noise level before the first step and after the last, and its change."""
     means = held_out_means(record)["own"]
     first, last = means.iloc[0], means.iloc[-1]
-    change = [f"{(after / before - 1) * 100:+.1f} %" for before, after in zip(first, last, strict=True)]
+    # A noise level that the recipe has been given since has no loss before the first step.
+    change = [
+        "" if np.isnan(after / before) else f"{(after / before - 1) * 100:+.1f} %"
+        for before, after in zip(first, last, strict=True)
+    ]
     table = pd.DataFrame({f"step {means.index[0]}": first, f"step {means.index[-1]}": last, "change": change})
     table.index.name = "sigma"
     return table.sort_index()

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import torch
@@ -36,9 +36,10 @@ from worldtune.common.files import digest, read_json, write_json
 from worldtune.recipe.schema import Recipe
 from worldtune.training.config import CONFIG_FILE, config_text, write_config
 from worldtune.training.errors import TemporaryError
+from worldtune.training.held_out import held_out_loss, is_measured, measured_clips
 from worldtune.training.inputs import Inputs
 from worldtune.training.manifest import MANIFEST, MANIFEST_FORMAT, trained_fingerprint
-from worldtune.training.metrics import METRICS_FILE, VALIDATION_FILE, Row, read_rows
+from worldtune.training.metrics import METRICS_FILE, VALIDATION_FILE, read_rows
 from worldtune.training.state import complete_steps, folder_name, read_weights
 from worldtune.training.trainer import CHECKPOINTS
 
@@ -81,11 +82,20 @@ class Attempt:
         """The attempt's folder."""
         return self.run_folder / "attempts" / self.identity
 
+    @property
+    def measured_clip_ids(self) -> list[str]:
+        """The held-out clips that the recipe asks for."""
+        return [clip.clip_id for clip in measured_clips(self.inputs.dataset, self.recipe)]
+
     def finished(self) -> bool:
-        """Return whether the last step was reached, saved and measured."""
+        """Return whether the last step was reached, saved and measured as the recipe says now."""
         last = self.recipe.training.max_iter
-        is_measured = any(row["step"] == last for row in read_rows(self.folder / VALIDATION_FILE))
-        return is_measured and last in complete_steps(self.folder / CHECKPOINTS)
+        return last in complete_steps(self.folder / CHECKPOINTS) and is_measured(
+            read_rows(self.folder / VALIDATION_FILE),
+            last,
+            sigmas=self.recipe.validation.sigmas,
+            clip_ids=self.measured_clip_ids,
+        )
 
     def circumstances(self) -> str:
         """Return a digest of all that a failure may depend on: recipe, inputs and this library's code."""
@@ -135,7 +145,7 @@ def write_manifest(attempt: Attempt, path: Path | None) -> None:
     folder = attempt.folder
     step = attempt.recipe.training.max_iter
     checkpoint = Path(CHECKPOINTS) / folder_name(step)
-    rows = _rows_until(folder / METRICS_FILE, step)
+    rows = [row for row in read_rows(folder / METRICS_FILE) if row["step"] <= step]
     start = yaml.safe_load((folder / "launch_info.yaml").read_text(encoding="utf-8"))[-1]
     manifest = {
         "format": MANIFEST_FORMAT,
@@ -156,30 +166,17 @@ def write_manifest(attempt: Attempt, path: Path | None) -> None:
         "median_step_s": median(row["step_s"] for row in rows),
         "tokens_per_s": median(row["tokens_per_s"] for row in rows),
         "skipped_steps": sum(row["grad_norm"] is None for row in rows),
-        "held_out_loss": _held_out_loss(_rows_until(folder / VALIDATION_FILE, step)),
+        "held_out_loss": held_out_loss(
+            read_rows(folder / VALIDATION_FILE),
+            last_step=step,
+            sigmas=attempt.recipe.validation.sigmas,
+            clip_ids=attempt.measured_clip_ids,
+        ),
         "weights_sha256": _weights_sha256(folder / checkpoint),
     }
     write_json(folder / MANIFEST, manifest)
     if path is not None:
         write_json(path, manifest)
-
-
-def _rows_until(path: Path, last_step: int) -> list[Row]:
-    return [row for row in read_rows(path) if row["step"] <= last_step]
-
-
-def _held_out_loss(rows: list[Row]) -> dict[str, Any]:
-    """Return the mean over clips by noise level, at the first and the last measured step, for both controls."""
-    result: dict[str, Any] = {}
-    for when, step in (("first", min(row["step"] for row in rows)), ("last", max(row["step"] for row in rows))):
-        for control, suffix in (("own", ""), ("other", "_other_control")):
-            chosen = [row for row in rows if row["step"] == step and row["control"] == control]
-            if chosen:
-                result[when + suffix] = {
-                    f"{sigma:g}": mean(row["loss"] for row in chosen if row["sigma"] == sigma)
-                    for sigma in sorted({row["sigma"] for row in chosen})
-                }
-    return result
 
 
 def _weights_sha256(checkpoint: Path) -> str:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -29,6 +29,17 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)
+
+
+def replace_rows(path: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    """Write rows behind those in the file, without those of the file that agree with one of them in all `keys`."""
+
+    def name(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[key] for key in keys)
+
+    new = {name(row) for row in rows}
+    kept = [row for row in read_rows(path) if name(row) not in new]
+    write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in [*kept, *rows]))
 
 
 def cut_rows(path: Path, last_step: int) -> None:

@@ -55,6 +55,11 @@ class Task(Protocol):
         """The module whose parameters are trained, saved and averaged."""
         ...
 
+    @property
+    def measured_clip_ids(self) -> list[str]:
+        """The held-out clips that `validate` measures."""
+        ...
+
     def make_dataset(self) -> Dataset[Sample]:
         """Return a map-style dataset: an ordinal (global sample number) in, a sample out.
 

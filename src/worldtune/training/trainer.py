@@ -18,6 +18,7 @@ from worldtune.recipe.schema import Recipe
 from worldtune.training.data import BatchReader
 from worldtune.training.ema import PowerEma
 from worldtune.training.gradients import GradientAccumulator, check_replicas, clip, global_norm
+from worldtune.training.held_out import is_measured
 from worldtune.training.lease import Lease
 from worldtune.training.metrics import (
     METRICS_FILE,
@@ -30,6 +31,7 @@ from worldtune.training.metrics import (
     cut_rows,
     peak_memory_gb,
     read_rows,
+    replace_rows,
 )
 from worldtune.training.optimizer import MasterAdamW, learning_rate_factor
 from worldtune.training.order import BatchLayout
@@ -284,7 +286,7 @@ class _Trainer:
         if step % self.recipe.validation.every and step != self.recipe.training.max_iter:
             return
         path = self.attempt / VALIDATION_FILE
-        present = [any(row["step"] == step for row in read_rows(path)) if self.is_main else False]
+        present = [self.is_main and self._is_measured(path)]
         dist.broadcast_object_list(present, src=0)
         if present[0]:
             return
@@ -293,12 +295,14 @@ class _Trainer:
             rows = self.task.validate()
         if not self.is_main or not rows:
             return
-        append_rows(
+        # Some of them may be there: noise levels and clips of a recipe may change.
+        replace_rows(
             path,
             [
                 {"step": step, "sigma": row.sigma, "clip_id": row.clip_id, "control": row.control, "loss": row.loss}
                 for row in rows
             ],
+            keys=("step", "sigma", "clip_id", "control"),
         )
         means = {
             f"held_out/{control}": mean(losses)
@@ -308,3 +312,7 @@ class _Trainer:
         self.tracker.log(means, step)
         text = ", ".join(f"{name} control {value:.4f}" for name, value in means.items())
         logger.info("held-out loss at step %d: %s (%.1f s)", step, text, time.monotonic() - started)
+
+    def _is_measured(self, path: Path) -> bool:
+        sigmas, clip_ids = self.recipe.validation.sigmas, self.task.measured_clip_ids
+        return is_measured(read_rows(path), self.state.step, sigmas=sigmas, clip_ids=clip_ids)

@@ -22,6 +22,7 @@ from worldtune.dataset.text import read_t5
 from worldtune.media.geometry import fit, nearest_aspect_ratio
 from worldtune.media.video import read_frames
 from worldtune.recipe.schema import VIDEO_SIZES_WH, Recipe
+from worldtune.training.held_out import measured_clips
 from worldtune.training.order import clip_index
 from worldtune.training.random import numpy_generator
 from worldtune.training.task import Sample
@@ -46,6 +47,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         self.recipe = recipe
         self.train_clips = long_enough(dataset.split("train"), recipe.data.num_frames, "train")
         self.held_out_clips = long_enough(dataset.split("held_out"), recipe.data.num_frames, "held_out")
+        self.measured_clips = measured_clips(dataset, recipe)
         if not self.train_clips:
             raise WorldtuneError(
                 f"Dataset {dataset.name} has no training clip of at least {recipe.data.num_frames} frames. "

@@ -114,7 +114,7 @@ def _loss_table(losses: Mapping[str, Mapping[str, float]]) -> str:
     if not present:
         return "Not measured."
     lines = ["| sigma | " + " | ".join(present.values()) + " |", "|---" * (len(present) + 1) + "|"]
-    for sigma in sorted(losses[next(iter(present))], key=float):
+    for sigma in sorted({sigma for key in present for sigma in losses[key]}, key=float):
         cells = [f"{losses[key][sigma]:.4g}" if sigma in losses[key] else "" for key in present]
         lines.append(f"| {sigma} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

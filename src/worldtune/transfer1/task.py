@@ -131,6 +131,11 @@ class Transfer1Task:
         """The control branch."""
         return self.denoiser.control
 
+    @property
+    def measured_clip_ids(self) -> list[str]:
+        """The held-out clips that `validate` measures."""
+        return [clip.clip_id for clip in self.dataset.measured_clips]
+
     def make_dataset(self) -> ClipDataset:
         """Return the training samples by ordinal."""
         return self.dataset
@@ -172,7 +177,7 @@ class Transfer1Task:
         Each clip is measured with its own control and, under the same noise, with that of the next held-out clip of its
         size. Data-parallel ranks share the clips; all ranks return all rows.
         """
-        clips = self.dataset.held_out_clips[: self.recipe.validation.max_clips]
+        clips = self.dataset.measured_clips
         others = other_clips(clips)
         data_rank, num_data = self.mesh["data"].get_local_rank(), self.mesh["data"].size()
         mine = clips[data_rank::num_data]
