@@ -16,6 +16,8 @@ PRESETS: dict[str, tuple[int, int]] = {
 }
 """Fixed (lower, upper) thresholds by name."""
 
+EDGE_RESOLUTION = "720"
+"""Row of the size table to which larger frames are shrunk before their edges are found, whatever is trained."""
 LARGEST_THRESHOLD = 255
 
 

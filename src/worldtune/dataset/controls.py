@@ -31,8 +31,6 @@ from worldtune.recipe.schema import VIDEO_SIZES_WH
 VERSION = 2
 
 EDGE_PRESET = "medium"
-EDGE_RESOLUTION = "720"
-"""Row of the size table that larger frames are shrunk to before their edges are found."""
 MAX_PICKLE_BYTES = 1 << 30
 
 COLUMNS: dict[str, pa.DataType] = {
@@ -162,7 +160,7 @@ def _write_edges(job: ControlJob) -> int:
     # Imported here: OpenCV is slow to load, and reading this module's columns must not need it.
     import cv2
 
-    from worldtune.controls.edge import PRESETS, edge_map
+    from worldtune.controls.edge import EDGE_RESOLUTION, PRESETS, edge_map
 
     # There is a process for each core already.
     cv2.setNumThreads(1)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.controls.edge import canny, draw_thresholds
+from worldtune.controls.edge import EDGE_RESOLUTION, canny, draw_thresholds
 from worldtune.dataset.clips import Clip, Dataset
 from worldtune.dataset.text import read_t5
 from worldtune.media.geometry import fit, nearest_aspect_ratio
@@ -28,9 +28,6 @@ from worldtune.training.random import numpy_generator
 from worldtune.training.task import Sample
 
 logger = logging.getLogger(__name__)
-
-EDGE_RESOLUTION = "720"
-"""Row of the size table to which larger clips are shrunk before their edges are found, whatever is trained."""
 
 
 class ClipDataset(torch.utils.data.Dataset[Sample]):
