@@ -36,6 +36,8 @@ VIDEO_SIZES_WH: dict[str, dict[str, tuple[int, int]]] = {
 }
 """Pixel sizes (width, height) by resolution and aspect ratio (spec/transfer1-training.md 5.4; "128" is our own)."""
 
+LATENT_CHANNELS = 16
+"""Channels of the video latents."""
 LATENT_PIXELS = 8
 """Pixels along height and width that one latent pixel stands for."""
 LATENT_FRAMES = 8

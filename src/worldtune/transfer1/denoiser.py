@@ -14,13 +14,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.mesh import build_mesh
 from worldtune.recipe.network import NetworkConfig
-from worldtune.recipe.schema import Recipe
+from worldtune.recipe.schema import LATENT_CHANNELS, Recipe
 from worldtune.training.random import generator
 from worldtune.transfer1.conditions import Conditions
 from worldtune.transfer1.control import ControlNetwork, controlled, copy_base_weights
 from worldtune.transfer1.loading import LoadReport, initialise, load_logvar, load_network
 from worldtune.transfer1.logvar import LogVariance
-from worldtune.transfer1.network import LATENT_CHANNELS, BaseNetwork
+from worldtune.transfer1.network import BaseNetwork
 from worldtune.transfer1.objective import frame_mask, scaling
 from worldtune.transfer1.parallelize import parallelize
 

@@ -27,14 +27,13 @@ from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, read_shard
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import link_or_copy, read_json, sha256_file, share, write_json, write_text
 from worldtune.common.versions import stage_version
-from worldtune.recipe.schema import Recipe
+from worldtune.recipe.schema import LATENT_CHANNELS, Recipe
 from worldtune.training.manifest import MANIFEST, read_manifest
 from worldtune.training.random import generator
 from worldtune.training.state import ema_group, read_weights
 from worldtune.transfer1.control import ControlNetwork
 from worldtune.transfer1.loading import load_network, own_part
 from worldtune.transfer1.model_card import model_card
-from worldtune.transfer1.network import LATENT_CHANNELS
 
 VERSION = 1
 """Raised when a change of the export should make the existing ones anew."""

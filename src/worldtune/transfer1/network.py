@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.tokens import SINGLE, TokenParallel
 from worldtune.recipe.network import NetworkConfig
+from worldtune.recipe.schema import LATENT_CHANNELS
 from worldtune.transfer1.embeddings import (
     LearnedPositions,
     PatchEmbedding,
@@ -29,8 +30,6 @@ from worldtune.transfer1.embeddings import (
 from worldtune.transfer1.layers import HeadNorm, Linear, RMSNorm, TokenLinear, modulated
 from worldtune.transfer1.rotary import RopeAngles, RotaryPositions, Rotation, rotation
 
-LATENT_CHANNELS = 16
-"""Channels of the video latents."""
 MIN_HEAD_CHANNELS = 12
 """Channels of a head that give each of the three rotary axes two frequencies."""
 

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, read_shard
 from worldtune.common.progress import progress
 from worldtune.dataset.clips import Clip
-from worldtune.recipe.schema import LATENT_FRAMES, LATENT_PIXELS, Recipe
+from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_FRAMES, LATENT_PIXELS, Recipe
 from worldtune.training.inputs import Inputs, SplitCheckpoint
 from worldtune.training.random import generator
 from worldtune.training.task import Batch, LossOutput, Sample, ValidationRow
@@ -22,7 +22,6 @@ from worldtune.transfer1.conditions import Conditions
 from worldtune.transfer1.control import ControlNetwork
 from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser
 from worldtune.transfer1.loading import LoadReport
-from worldtune.transfer1.network import LATENT_CHANNELS
 from worldtune.transfer1.objective import add_noise, draw, edm_loss
 from worldtune.transfer1.tokenizer import VideoTokenizer
 

@@ -7,10 +7,8 @@ from torch import Tensor
 
 from worldtune.checkpoint.reading import load_pickled
 from worldtune.common.errors import WorldtuneError
-from worldtune.recipe.schema import LATENT_FRAMES, LATENT_PIXELS
+from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_FRAMES, LATENT_PIXELS
 
-LATENT_CHANNELS = 16
-"""Channels of a latent."""
 CHUNKS_A_CALL = {"encoder": 8, "decoder": 4}
 """Chunks that go through the TorchScript module at once, which bounds its memory."""
 
