@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, T5EncoderModel
 
+from worldtune.checkpoint.catalogue import FILE_LIST
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import digest, read_json, sha256_file
 
 logger = logging.getLogger(__name__)
 
-FILE_LIST = "files.json"
-"""Hashes of a fetched folder's files, as the download writes it."""
 TOKENS_PER_BATCH = 8192
 """Tokens, padding included, that go through the encoder at once."""
 
