@@ -16,7 +16,7 @@ from worldtune.recipe.network import ControlNetworkConfig
 from worldtune.recipe.schema import Sampling
 from worldtune.training.manifest import trained_fingerprint
 from worldtune.training.state import read_weights
-from worldtune.transfer1 import export
+from worldtune.transfer1 import drawing, export
 from worldtune.transfer1.control import ControlNetwork
 from worldtune.transfer1.drawing import draw_run
 from worldtune.transfer1.export import export_run, load_trained_run, read_exported, verify_export, write_weights
@@ -226,6 +226,30 @@ def test_samples_are_drawn_once_and_repeatably(trained_run: Path, tmp_path: Path
     other = draw(trained_run, tmp_path / "a", seed=2)
     assert other["seed"] == 2
     assert sha256_file(tmp_path / "a" / grids[0]) != before
+
+
+@pytest.mark.usefixtures("exported", "own_process_group")
+def test_samples_of_other_weights_or_another_version_are_drawn_again(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, run = tmp_path / "samples", copied(trained_run, tmp_path)
+    first = draw(run, output)
+    grid = output / first["clips"][0]["grid"]
+
+    def is_drawn_again() -> bool:
+        before = grid.stat().st_mtime_ns
+        draw(run, output)
+        return grid.stat().st_mtime_ns != before
+
+    assert not is_drawn_again()
+    path = run / "model" / "provenance.json"
+    provenance = read_json(path)
+    provenance["files"]["control.safetensors"] = "0" * 64
+    write_json(path, provenance)
+    assert is_drawn_again()
+    assert not is_drawn_again()
+    monkeypatch.setattr(drawing, "stage_version", lambda _module: 99)
+    assert is_drawn_again()
 
 
 def test_load_report_is_deterministic_and_fatal_where_something_is_off(tiny_world: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, join_checkpoint
 from worldtune.common.files import atomic_path, read_json, write_json
 from worldtune.common.progress import progress
+from worldtune.common.versions import stage_version
 from worldtune.dataset.clips import load_dataset
 from worldtune.media.video import write_video
 from worldtune.recipe.schema import Recipe, Sampling
@@ -21,7 +22,7 @@ from worldtune.training.manifest import check_trained
 from worldtune.training.task import Sample
 from worldtune.transfer1.batch import ClipDataset
 from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser, single_process_mesh, single_process_recipe
-from worldtune.transfer1.export import check_base, read_export, read_exported, split_file
+from worldtune.transfer1.export import WEIGHTS, check_base, read_export, read_exported, split_file
 from worldtune.transfer1.sampler import draw_latents
 from worldtune.transfer1.task import LatentEncoder, encode_sample
 from worldtune.transfer1.tokenizer import VideoTokenizer
@@ -46,7 +47,7 @@ def draw_run(
 ) -> None:
     """Draw held-out clips from the export of a run; each gives `<clip_id>.mp4` and `<clip_id>.png`.
 
-    `samples.json` is written last. Where it says that the same export was drawn in the same way, nothing is done.
+    `samples.json` is written last. Where it says that the same weights were drawn in the same way, nothing is done.
 
     Args:
         run_dir: results/<run>, with its model/.
@@ -67,10 +68,14 @@ def draw_run(
     recipe = single_process_recipe(recipe)
     note = {
         "format": SAMPLES_FORMAT,
+        # Of the report's stage, to which this module belongs: the rule runs again where it is raised.
+        "version": stage_version("evaluate/report.py"),
         "run": run_dir.name,
         "identity": provenance["identity"],
         "step": provenance["step"],
         "ema_rate": provenance["ema_rate"],
+        # Identity and step are the same where weights were trained or exported again by changed code.
+        "weights": {name: sha256 for name, sha256 in provenance["files"].items() if name.startswith(WEIGHTS)},
         "dataset": provenance["dataset"],
         "num_given_frames": num_given_frames,
         **sampling.model_dump(mode="json"),
