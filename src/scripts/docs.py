@@ -19,7 +19,7 @@ def main() -> None:
     root = Path()
     texts = {
         root / "config/README.md": config_readme(root),
-        root / "README.md": readme_with_graph(root, "results/edge_posttrain/report.html"),
+        root / "README.md": readme_with_graph(root),
     }
     for path, text in texts.items():
         if arguments.check and (not path.exists() or path.read_text(encoding="utf-8") != text):
