@@ -169,7 +169,8 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     assert set(runs.run()) == {"load_report", *TRAIN}
     edit(recipe, {'wandb = "offline"': 'wandb = "disabled"', "[ema]": "# a comment\n[ema]"})
     edit(config, {"cpu: null, gpu: null": "cpu: short, gpu: h100"})
-    edit("src/worldtune/dataset/captions.py", {'"""': '"""Other words. ', "\nVERSION": "\n# A comment.\nVERSION"})
+    module = runs.root / "src/worldtune/dataset/captions.py"
+    module.write_text("# A comment.\n" + module.read_text().replace('"""', '"""Other words. ', 1))
     assert runs.run() == ()
 
     base = runs.root / "checkpoints/worldtune/demo-transfer1/base_model.pt"

@@ -129,7 +129,7 @@ def readme_with_graph(root: Path) -> str:
 
 
 def rule_graph(root: Path) -> str:
-    """Return the graph of the rules that make all configured runs as mermaid text, one line a rule and an edge, sorted."""
+    """Return the rules that make all configured runs as a mermaid graph: one line a rule and an edge, sorted."""
     command = [sys.executable, "-m", "snakemake", "--rulegraph", "dot", "--quiet", "all"]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if result.returncode:
