@@ -194,10 +194,12 @@ def test_large_models_become_several_files(tmp_path: Path) -> None:
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
-def draw(trained_run: Path, output: Path, *, expected: str | None = None, **changes: Any) -> dict[str, Any]:
-    root = trained_run.parents[1]
+def draw(
+    run: Path, output: Path, *, root: Path | None = None, expected: str | None = None, **changes: Any
+) -> dict[str, Any]:
+    root = root or run.parents[1]
     draw_run(
-        trained_run,
+        run,
         output,
         sampling=Sampling(num_steps=2, num_clips=2, **changes),
         device=torch.device("cpu"),
@@ -233,12 +235,13 @@ def test_samples_of_other_weights_or_another_version_are_drawn_again(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, run = tmp_path / "samples", copied(trained_run, tmp_path)
-    first = draw(run, output)
+    root = trained_run.parents[1]
+    first = draw(run, output, root=root)
     grid = output / first["clips"][0]["grid"]
 
     def is_drawn_again() -> bool:
         before = grid.stat().st_mtime_ns
-        draw(run, output)
+        draw(run, output, root=root)
         return grid.stat().st_mtime_ns != before
 
     assert not is_drawn_again()
