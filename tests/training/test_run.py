@@ -16,10 +16,12 @@ import worldtune.training.run as run_module
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.identity import fingerprint, values_that_affect
 from worldtune.recipe.schema import Recipe
+from worldtune.training.errors import TemporaryError
 from worldtune.training.inputs import Inputs, SplitCheckpoint, find_inputs
 from worldtune.training.metrics import read_rows
 from worldtune.training.run import run_training
 from worldtune.training.signals import EXIT_STOPPED, STOP_SIGNALS
+from worldtune.training.task import Batch, LossOutput
 
 
 def inputs() -> Inputs:
@@ -193,6 +195,25 @@ def test_failure_that_a_retry_cannot_mend(job: Job) -> None:
     assert job.attempts() == [attempt]
     assert (attempt / "fatal.0001.json").exists()
     assert not (attempt / "fatal.json").exists()
+
+
+def test_holder_that_lost_its_lease_writes_nothing_more(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    training_loss = ToyTask.training_loss
+
+    def take_the_lease_in_the_fifth_step(task: ToyTask, batch: Batch) -> LossOutput:
+        if 16 in batch["ordinal"].tolist():
+            path = job.attempts()[0] / "lease.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "token": "another", "host": "elsewhere"}))
+        return training_loss(task, batch)
+
+    monkeypatch.setattr(ToyTask, "training_loss", take_the_lease_in_the_fifth_step)
+    with pytest.raises(TemporaryError, match="on elsewhere, not by this process any more"):
+        job(toy_recipe())
+    (attempt,) = job.attempts()
+    assert [row["step"] for row in read_rows(attempt / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert json.loads((attempt / "lease.json").read_text())["host"] == "elsewhere"
+    assert not (attempt / "fatal.json").exists()
+    assert not (job.folder / "manifest.json").exists()
 
 
 def test_single_bad_batch_is_skipped(job: Job) -> None:

@@ -1,8 +1,9 @@
 """One writer an attempt: a file that names the holder and carries its heartbeat.
 
 A holder that is killed leaves the file behind. Another job takes it over at once where it can see that the process is
-gone (same host), else when the heartbeat is too old. A holder that was cut off for so long finds another token in the
-file and must write nothing any more: `Lease.check` says so before every checkpoint.
+gone (same host), else when it has seen the same heartbeat for too long; it goes by its own clock, since those of two
+hosts may differ. A holder that was cut off for so long finds another token in the file and must write nothing any more:
+`Lease.check` says so before everything that is written.
 """
 
 import fcntl
@@ -45,11 +46,15 @@ class Lease:
             "process_start": _process_start(os.getpid()),
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         }
+        self._seen: tuple[Any, Any] | None = None
+        self._seen_since = 0.0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def try_acquire(self) -> str | None:
         """Take the lease if it is free or its holder is dead.
+
+        Whether a holder on another host is dead shows over several calls.
 
         Returns:
             None if the lease is held now, else a description of the present holder.
@@ -103,7 +108,10 @@ class Lease:
     def _alive(self, holder: Mapping[str, Any]) -> bool:
         if (holder.get("host"), holder.get("pid_namespace")) == (self._me["host"], self._me["pid_namespace"]):
             return _process_start(int(holder["pid"])) == holder["process_start"]
-        return time.time() - float(holder["heartbeat"]) < self._stale_s
+        seen = (holder["token"], holder["heartbeat"])
+        if seen != self._seen:
+            self._seen, self._seen_since = seen, time.monotonic()
+        return time.monotonic() - self._seen_since < self._stale_s
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -107,6 +107,7 @@ def _run_under_lease(
             if stopped:
                 return EXIT_STOPPED
         if lease is not None:
+            lease.check()
             write_manifest(attempt, manifest)
         dist.barrier()
         return 0

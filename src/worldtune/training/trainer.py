@@ -107,6 +107,7 @@ class _Trainer:
     ) -> None:
         self.recipe, self.task, self.attempt = recipe, task, attempt
         self.mesh, self.device, self.stop, self.tracker = mesh, device, stop, tracker
+        self.lease = lease
         self.is_main = dist.get_rank() == 0
         self.data_rank = mesh["data"].get_local_rank()
         self.layout = BatchLayout(
@@ -167,6 +168,7 @@ class _Trainer:
             saving = self.recipe.saving
             # The newest one is complete before an old one goes.
             self.store.check_space(self.state.num_bytes(), count=1 if resumed else saving.keep_last + 1)
+            self._check_lease()
             for name in (METRICS_FILE, VALIDATION_FILE):
                 cut_rows(self.attempt / name, self.state.step)
             logger.info(
@@ -275,6 +277,7 @@ class _Trainer:
             )
 
     def _record(self, row: Row) -> None:
+        self._check_lease()
         append_rows(self.attempt / METRICS_FILE, [row])
         self.tracker.log({key: value for key, value in row.items() if isinstance(value, float)}, row["step"])
         last_step = self.recipe.training.max_iter
@@ -295,6 +298,7 @@ class _Trainer:
             rows = self.task.validate()
         if not self.is_main or not rows:
             return
+        self._check_lease()
         # Some of them may be there: noise levels and clips of a recipe may change.
         replace_rows(
             path,
@@ -312,6 +316,10 @@ class _Trainer:
         self.tracker.log(means, step)
         text = ", ".join(f"{name} control {value:.4f}" for name, value in means.items())
         logger.info("held-out loss at step %d: %s (%.1f s)", step, text, time.monotonic() - started)
+
+    def _check_lease(self) -> None:
+        if self.lease is not None:
+            self.lease.check()
 
     def _is_measured(self, path: Path) -> bool:
         sigmas, clip_ids = self.recipe.validation.sigmas, self.task.measured_clip_ids
