@@ -1,7 +1,9 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_world import tiny_recipe
 
+import worldtune.training.lease as lease_module
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json, sha256_file, write_json
 from worldtune.recipe.network import ControlNetworkConfig
 from worldtune.recipe.schema import Sampling
+from worldtune.training.errors import TemporaryError
+from worldtune.training.lease import Lease
 from worldtune.training.manifest import trained_fingerprint
 from worldtune.training.state import read_weights
 from worldtune.transfer1 import drawing, export
@@ -156,6 +161,63 @@ def test_the_summary_of_another_dataset_is_left_out(
     export_run(run, checkpoints_dir=root / "checkpoints", datasets_dir=root / "datasets")
     assert read_json(run / "model" / "provenance.json")["dataset_summary"] == {}
     assert "the run was trained on 0000" in caplog.text
+
+
+def test_two_exports_of_a_run_wait_for_each_other(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = trained_run.parents[1]
+    run = copied(trained_run, tmp_path)
+    shutil.rmtree(run / "model", ignore_errors=True)
+    (attempt,) = run.glob("attempts/*")
+    shutil.rmtree(attempt / "export", ignore_errors=True)
+    for name in ("export.partial", "export.0000.partial"):
+        (attempt / name / "raw").mkdir(parents=True)
+    waits: list[float] = []
+    other = Lease(run / ".export")
+    assert other.try_acquire() is None
+
+    def wait(seconds: float) -> None:
+        assert not (run / "model").exists()
+        assert (attempt / "export.0000.partial").exists()
+        waits.append(seconds)
+        if len(waits) == 3:
+            other.release()
+
+    monkeypatch.setattr(lease_module, "time", SimpleNamespace(sleep=wait, time=time.time, monotonic=time.monotonic))
+    export_run(run, checkpoints_dir=root / "checkpoints", datasets_dir=root / "datasets")
+    assert len(waits) == 3
+    assert (run / "model" / "provenance.json").exists()
+    # What a killed process left behind is gone, and so is the lease.
+    assert list(attempt.glob("*.partial")) == []
+    assert not (run / ".export" / "lease.json").exists()
+
+
+def test_an_export_that_lost_its_lease_publishes_nothing(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = trained_run.parents[1]
+    run = copied(trained_run, tmp_path)
+    (attempt,) = run.glob("attempts/*")
+    for folder in (run / "model", attempt / "export"):
+        folder.mkdir(exist_ok=True)
+        (folder / "kept").touch()
+
+    def lose(*_args: Any, **_kwargs: Any) -> None:
+        path = run / ".export" / "lease.json"
+        write_json(path, {**read_json(path), "token": "another"})
+
+    monkeypatch.setattr(export, "_build", lose)
+    with pytest.raises(TemporaryError, match="not by this process any more"):
+        export_run(run, checkpoints_dir=root / "checkpoints", datasets_dir=root / "datasets")
+    assert (run / "model" / "kept").exists()
+    assert (attempt / "export" / "kept").exists()
+
+
+def test_a_misspelt_run_gets_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(WorldtuneError, match=r"manifest\.json does not exist"):
+        export_run(tmp_path / "typo", checkpoints_dir=tmp_path, datasets_dir=tmp_path)
+    assert not (tmp_path / "typo").exists()
 
 
 @pytest.mark.parametrize("name", ["control.safetensors", "raw/control.safetensors", "edge_control.pt"])

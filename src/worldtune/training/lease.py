@@ -1,4 +1,4 @@
-"""One writer an attempt: a file that names the holder and carries its heartbeat.
+"""One writer a folder, such as an attempt: a file that names the holder and carries its heartbeat.
 
 A holder that is killed leaves the file behind. Another job takes it over at once where it can see that the process is
 gone (same host), else when it has seen the same heartbeat for too long; it goes by its own clock, since those of two
@@ -26,16 +26,17 @@ from worldtune.training.errors import TemporaryError
 LEASE_FILE = "lease.json"
 HEARTBEAT_S = 10.0
 STALE_S = 60.0
+POLL_S = 2.0
 logger = logging.getLogger(__name__)
 
 
 class Lease:
-    """The right to write into an attempt's folder, renewed by a thread while it is held."""
+    """The right to write into a folder, renewed by a thread while it is held."""
 
-    def __init__(self, attempt: Path, *, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S) -> None:
-        """Take the attempt's folder; nothing is acquired yet."""
-        self._path = attempt / LEASE_FILE
-        self._guard = attempt / f".{LEASE_FILE}.lock"
+    def __init__(self, folder: Path, *, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S) -> None:
+        """Take the folder, which need not exist; nothing is acquired yet."""
+        self._path = folder / LEASE_FILE
+        self._guard = folder / f".{LEASE_FILE}.lock"
         self._heartbeat_s = heartbeat_s
         self._stale_s = stale_s
         self._me: dict[str, Any] = {
@@ -77,7 +78,7 @@ class Lease:
             other = "nobody" if holder is None else _describe(holder)
             raise TemporaryError(
                 f"{self._path} is held by {other}, not by this process any more: it was silent for more than "
-                f"{self._stale_s:g} s. This process stops and leaves the attempt to the holder."
+                f"{self._stale_s:g} s. This process stops and leaves the folder to the holder."
             )
 
     def release(self) -> None:
@@ -120,6 +121,22 @@ class Lease:
         with open(self._guard, "w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+@contextmanager
+def held_lease(folder: Path) -> Iterator[Lease]:
+    """Wait in a single process until the lease of a folder is free, and hold it."""
+    lease = Lease(folder)
+    announced = False
+    while (holder := lease.try_acquire()) is not None:
+        if not announced:
+            announced = True
+            logger.info("waiting: %s holds %s", holder, folder)
+        time.sleep(POLL_S)
+    try:
+        yield lease
+    finally:
+        lease.release()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

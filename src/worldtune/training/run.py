@@ -22,14 +22,13 @@ from worldtune.training.attempt import (
     write_manifest,
 )
 from worldtune.training.inputs import Inputs, find_inputs
-from worldtune.training.lease import Lease
+from worldtune.training.lease import POLL_S, Lease
 from worldtune.training.manifest import MANIFEST
 from worldtune.training.metrics import NullTracker, Tracker, WandbTracker
 from worldtune.training.signals import EXIT_STOPPED, StopRequest
 from worldtune.training.task import Task
 from worldtune.training.trainer import VERSION, train
 
-POLL_S = 2.0
 ANNOUNCE_S = 60.0
 logger = logging.getLogger(__name__)
 

@@ -5,13 +5,15 @@
     <kind>_control.pt             averaged weights and uncertainty head as in the original format
     config.json  provenance.json  README.md
 
-The files are built in the attempt's `export/` and hard-linked into `results/<run>/model`.
+The files are built in a folder of their own beside the attempt's `export/`, which they replace, and are hard-linked
+into `results/<run>/model`. One process at a time exports a run: `results/<run>/.export/` holds its lease.
 """
 
 import importlib.metadata
 import json
 import logging
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import link_or_copy, read_json, sha256_file, share, write_json, write_text
 from worldtune.common.versions import stage_version
 from worldtune.recipe.schema import LATENT_CHANNELS, Recipe
+from worldtune.training.lease import held_lease
 from worldtune.training.manifest import MANIFEST, read_manifest
 from worldtune.training.random import generator
 from worldtune.training.state import ema_group, read_weights
@@ -42,6 +45,8 @@ EXPORT_FORMAT = 1
 MAX_FILE_BYTES = 5 * 10**9
 WEIGHTS = "control"
 RAW = "raw"
+PARTIAL = ".partial"
+LEASE = ".export"
 PACKAGES = ("worldtune", "torch", "numpy", "safetensors", "av", "opencv-python-headless", "transformers", "snakemake")
 CHAIN = (
     ("ingest", "dataset/ingest.py", "datasets/{dataset}/manifests/ingest"),
@@ -104,6 +109,8 @@ def load_trained_run(run_dir: Path, *, expected: str | None = None) -> TrainedRu
 def export_run(run_dir: Path, *, checkpoints_dir: Path, datasets_dir: Path, expected: str | None = None) -> None:
     """Export the last checkpoint of a finished run and verify what was written.
 
+    It waits for another export of the run, such as one whose Snakemake was killed.
+
     Args:
         run_dir: results/<run>.
         checkpoints_dir: where the base checkpoint lies, for the uncertainty head.
@@ -112,35 +119,46 @@ def export_run(run_dir: Path, *, checkpoints_dir: Path, datasets_dir: Path, expe
 
     Raises:
         WorldtuneError: something is missing or of another recipe, or an exported tensor differs from the checkpoint's.
+        TemporaryError: another process took over, since this one was silent for too long.
     """
-    run = load_trained_run(run_dir, expected=expected)
+    # Before the lease, so that a misspelt run gets no folder; again under it, since waiting may have taken long.
+    read_manifest(run_dir, expected)
+    with held_lease(run_dir / LEASE) as lease:
+        run = load_trained_run(run_dir, expected=expected)
+        for abandoned in run.attempt.glob(f"export*{PARTIAL}"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        partial = run.attempt / f"export.{uuid.uuid4().hex}{PARTIAL}"
+        partial.mkdir()
+        _build(run, partial, checkpoints_dir=checkpoints_dir, datasets_dir=datasets_dir)
+        lease.check()
+        final = run.attempt / "export"
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _link(final, run_dir / "model")
+
+
+def _build(run: TrainedRun, folder: Path, *, checkpoints_dir: Path, datasets_dir: Path) -> None:
+    """Write and verify all files of an export in an empty folder."""
     rate = run.recipe.ema.rates[0]
     averaged = _named(read_weights(run.checkpoint, rate), run.recipe)
     base_split = split_file(run.recipe.checkpoints.base, run.recipe.parallel.tensor, checkpoints_dir)
     check_base(base_split, run.manifest)
     logvar = _logvar(base_split, run.recipe.parallel.tensor)
 
-    partial = run.attempt / "export.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / RAW).mkdir(parents=True)
+    (folder / RAW).mkdir()
     header = _header(run, rate)
     provenance = _provenance(run, rate, base_split, datasets_dir)
-    write_weights(partial, averaged, header)
-    torch.save({**averaged, **logvar}, partial / f"{run.recipe.control.kind}_control.pt")
+    write_weights(folder, averaged, header)
+    torch.save({**averaged, **logvar}, folder / f"{run.recipe.control.kind}_control.pt")
     del averaged
     raw = _named(read_weights(run.checkpoint, None), run.recipe)
-    write_weights(partial / RAW, raw, {**header, "weights": "raw"})
+    write_weights(folder / RAW, raw, {**header, "weights": "raw"})
     del raw
-    write_json(partial / "config.json", _config(run))
-    verified = verify_export(partial, run, logvar)
-    provenance |= {"verified": verified, "files": _hashes(partial)}
-    write_json(partial / "provenance.json", provenance)
-    write_text(partial / "README.md", model_card(run.recipe, provenance))
-
-    final = run.attempt / "export"
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    _link(final, run_dir / "model")
+    write_json(folder / "config.json", _config(run))
+    verified = verify_export(folder, run, logvar)
+    provenance |= {"verified": verified, "files": _hashes(folder)}
+    write_json(folder / "provenance.json", provenance)
+    write_text(folder / "README.md", model_card(run.recipe, provenance))
 
 
 def split_file(checkpoint: str, degree: int, checkpoints_dir: Path) -> Path:
