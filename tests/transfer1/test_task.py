@@ -1,4 +1,5 @@
 import copy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch.utils.data import default_collate
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.mesh import build_mesh
+from worldtune.training.inputs import find_inputs
 from worldtune.training.task import Batch
 from worldtune.transfer1.task import Transfer1Task, build_task, other_clips
 
@@ -59,6 +61,29 @@ def test_a_dataset_that_does_not_fit_is_refused_before_weights_are_read(tiny_wor
     dataset = replace(inputs.dataset, clips=inputs.dataset.split("train"))
     with pytest.raises(WorldtuneError, match="no held-out clip"):
         build_task(recipe, replace(inputs, base=nowhere, control=None, dataset=dataset), build_mesh("cpu", 1, 1), CPU)
+
+
+@pytest.mark.usefixtures("own_process_group")
+@pytest.mark.parametrize("which", ["base", "control"])
+def test_a_piece_that_is_not_the_splits_is_named(tiny_world: Path, tmp_path: Path, which: str) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(tiny_world / "checkpoints", checkpoints)
+    recipe = tiny_recipe()
+    inputs = find_inputs(recipe, datasets=tiny_world / "datasets", checkpoints=checkpoints)
+    split = inputs.base if which == "base" else inputs.control
+    assert split is not None
+    stem = split.split_file.name.removesuffix(".split.json")
+    piece = split.split_file.with_name(f"{stem}_model_mp_0.pt")
+    state = torch.load(piece, weights_only=True)
+    name = next(name for name, tensor in state["model"].items() if tensor.is_floating_point() and tensor.numel() > 1)
+    state["model"][name] += 1e-3
+    # Names and shapes are as they should be: only the hash can tell.
+    torch.save(state, piece)
+    with pytest.raises(WorldtuneError, match=rf"{piece.name} is not the file .*Delete .*{split.split_file.name}"):
+        build_task(recipe, inputs, build_mesh("cpu", 1, 1), CPU)
+    piece.unlink()
+    with pytest.raises(WorldtuneError, match=rf"{piece.name} is not the file that was written: its SHA-256 is missing"):
+        build_task(recipe, inputs, build_mesh("cpu", 1, 1), CPU)
 
 
 @pytest.mark.usefixtures("own_process_group")

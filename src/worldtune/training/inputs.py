@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, read_manifest, read_shard, shard_name
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import digest, read_json
+from worldtune.common.files import digest, read_json, sha256_file
 from worldtune.dataset.clips import Dataset, load_dataset
 from worldtune.recipe.identity import identity
 from worldtune.recipe.schema import Recipe
@@ -92,6 +95,30 @@ def find_inputs(recipe: Recipe, *, datasets: Path, checkpoints: Path) -> Inputs:
         tokenizer=file_list.parent,
         tokenizer_sha256=digest(read_json(file_list)),
     )
+
+
+def read_own_shard(checkpoint: SplitCheckpoint, degree: int, rank: int) -> dict[str, Tensor]:
+    """Return the pieces of one tensor rank, mapped from disk, after a comparison of the whole file with its hash.
+
+    Args:
+        checkpoint: the split.
+        degree: number of tensor ranks.
+        rank: the tensor rank.
+
+    Raises:
+        WorldtuneError: the split is of another degree, or the rank's file is missing or not the one that was written.
+    """
+    split = checkpoint.split_file
+    stem = split.name.removesuffix(MANIFEST_SUFFIX)
+    piece = split.with_name(shard_name(stem, rank))
+    expected = read_manifest(split.parent, stem, degree).files.get(piece.name)
+    found = sha256_file(piece) if piece.is_file() else "missing"
+    if found != expected:
+        raise WorldtuneError(
+            f"{piece} is not the file that was written: its SHA-256 is {found}, {split.name} says {expected}. Delete "
+            f"{split} and make it again: `snakemake {split}`."
+        )
+    return read_shard(split.parent, stem, degree, rank)
 
 
 def _find_split(checkpoints: Path, name: str, degree: int, key: str) -> SplitCheckpoint:

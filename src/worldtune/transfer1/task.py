@@ -10,11 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, read_shard
 from worldtune.common.progress import progress
 from worldtune.dataset.clips import Clip
 from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_FRAMES, LATENT_PIXELS, Recipe
-from worldtune.training.inputs import Inputs, SplitCheckpoint
+from worldtune.training.inputs import Inputs, read_own_shard
 from worldtune.training.random import generator
 from worldtune.training.task import Batch, LossOutput, Sample, ValidationRow
 from worldtune.transfer1.batch import ClipDataset, aspect_ratio
@@ -38,8 +37,9 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.d
     """
     # Refuses a dataset that does not fit, before minutes go into the weights.
     dataset = ClipDataset(inputs.dataset, recipe)
-    control_state = _read_own_shard(inputs.control, mesh) if inputs.control else None
-    built = build_denoiser(recipe, _read_own_shard(inputs.base, mesh), control_state, mesh, device)
+    degree, rank = mesh["tensor"].size(), mesh["tensor"].get_local_rank()
+    control_state = read_own_shard(inputs.control, degree, rank) if inputs.control else None
+    built = build_denoiser(recipe, read_own_shard(inputs.base, degree, rank), control_state, mesh, device)
     tokenizer = VideoTokenizer(inputs.tokenizer, recipe.data.num_frames, device, DTYPES[recipe.training.precision])
     return Transfer1Task(
         recipe,
@@ -49,12 +49,6 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.d
         mesh,
         load_reports=built.load_reports,
     )
-
-
-def _read_own_shard(checkpoint: SplitCheckpoint, mesh: DeviceMesh) -> dict[str, Tensor]:
-    stem = checkpoint.split_file.name.removesuffix(MANIFEST_SUFFIX)
-    tensor = mesh["tensor"]
-    return read_shard(checkpoint.split_file.parent, stem, tensor.size(), tensor.get_local_rank())
 
 
 class LatentEncoder:
