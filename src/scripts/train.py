@@ -24,7 +24,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that go over the recipe's")
     parser.add_argument("--dryrun", action="store_true", help="print and write the resolved recipe, train nothing")
     parser.add_argument("--expect", metavar="FINGERPRINT", help="refuse if the recipe's values are not these")
-    parser.add_argument("--manifest", type=Path, help="where the manifest goes; default: results/<run>/manifest.json")
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        help="where the manifest goes; its folder is the run's; default: manifest.json in $OUTPUT_ROOT/<run>, or in "
+        "results/<run>",
+    )
     # Overrides may follow options, with or without the --, which some launchers swallow.
     return parser.parse_intermixed_args([argument for argument in sys.argv[1:] if argument != "--"])
 
@@ -34,7 +39,9 @@ def main() -> None:
     path = recipe_path(arguments.recipe)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     check_fingerprint(arguments.expect, values_that_affect(recipe, "weights", "outcome"), str(path))
-    run_folder = Path(os.environ.get("OUTPUT_ROOT", "results")) / path.stem
+    # The workflow looks for the attempt beside its manifest, whatever a user's shell exports.
+    by_hand = Path(os.environ.get("OUTPUT_ROOT", "results")) / path.stem
+    run_folder = arguments.manifest.parent if arguments.manifest else by_hand
     # Imported late: a dry run and a typo on the command line should not wait for PyTorch.
     if arguments.dryrun:
         from worldtune.training.config import config_text, write_config

@@ -1,0 +1,42 @@
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import worldtune.training.run as run_module
+
+RECIPE = "demo_edge_posttrain"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
+    """Run the script with a training that only notes where it was sent."""
+    called: dict[str, Any] = {}
+
+    def run_training(_recipe: Any, run_folder: Path, _build_task: Any, **options: Any) -> int:
+        called.update(run_folder=run_folder, **options)
+        return 0
+
+    monkeypatch.setattr(run_module, "run_training", run_training)
+    monkeypatch.setattr(sys, "argv", ["train.py", RECIPE, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path("src/scripts/train.py", run_name="__main__")
+    assert ended.value.code == 0
+    return called
+
+
+def test_by_hand_the_run_lies_below_output_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OUTPUT_ROOT", raising=False)
+    assert call(monkeypatch)["run_folder"] == Path("results") / RECIPE
+    monkeypatch.setenv("OUTPUT_ROOT", "/elsewhere")
+    called = call(monkeypatch, "--", "training.max_iter=20")
+    assert (called["run_folder"], called["manifest"]) == (Path("/elsewhere") / RECIPE, None)
+    assert called["has_overrides"]
+
+
+def test_with_a_manifest_the_run_lies_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTPUT_ROOT", "/elsewhere")
+    manifest = Path("results") / RECIPE / "manifest.json"
+    called = call(monkeypatch, "--manifest", str(manifest))
+    assert (called["run_folder"], called["manifest"]) == (manifest.parent, manifest)
