@@ -5,12 +5,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_json, write_text
 from worldtune.dataset.clips import caption_path, clip_id
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.ledger import open_ledger
-from worldtune.dataset.listing import CaptionText, Listing, SourceClip, list_dataset, read_caption
+from worldtune.dataset.listing import CaptionText, Listing, SourceClip, list_source, read_caption
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
@@ -44,14 +43,8 @@ def captions(name: str, config: DatasetConfig, shard: str, *, datasets: Path = P
     Raises:
         WorldtuneError: the source folder does not exist, or this kind of dataset cannot be read.
     """
-    if config.kind == "hdvila":
-        raise WorldtuneError(
-            f"{name}: the HD-VILA download is no part of this version. Fetch the videos yourself and use kind 'folder'."
-        )
     root = datasets / name
-    listing = list_dataset(name, config, datasets)
-    if not listing.source.is_dir():
-        raise WorldtuneError(f"{listing.source}, the folder of the videos of {name}, does not exist. Put videos there.")
+    listing = list_source(name, config, datasets)
     path = manifest_path(root, STAGE, shard)
     label = f"{STAGE} {name} {shard}"
     with open_ledger(root, STAGE, shard) as ledger:

@@ -15,12 +15,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, copy_file, sha256_file
 from worldtune.dataset.clips import clip_id, video_path
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.ledger import open_ledger
-from worldtune.dataset.listing import Listing, list_dataset
+from worldtune.dataset.listing import Listing, list_source
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
 from worldtune.media.video import OPEN_OPTIONS, VideoError, VideoInfo, check_video, ffmpeg_executable, probe
@@ -90,14 +89,8 @@ def ingest(
     Raises:
         WorldtuneError: the source folder does not exist, or this kind of dataset cannot be read.
     """
-    if config.kind == "hdvila":
-        raise WorldtuneError(
-            f"{name}: the HD-VILA download is no part of this version. Fetch the videos yourself and use kind 'folder'."
-        )
     root = datasets / name
-    listing = list_dataset(name, config, datasets)
-    if not listing.source.is_dir():
-        raise WorldtuneError(f"{listing.source}, the folder of the videos of {name}, does not exist. Put videos there.")
+    listing = list_source(name, config, datasets)
     path = manifest_path(root, STAGE, shard)
     with open_ledger(root, STAGE, shard) as ledger:
         tasks = _tasks(root, listing, shard, config.min_frames)

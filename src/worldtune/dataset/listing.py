@@ -161,6 +161,22 @@ def list_dataset(name: str, config: DatasetConfig, datasets: Path = Path("datase
     )
 
 
+def list_source(name: str, config: DatasetConfig, datasets: Path) -> Listing:
+    """Return the listing of a dataset whose source must be there; arguments as those of `list_dataset`.
+
+    Raises:
+        WorldtuneError: the source folder does not exist, or this kind of dataset cannot be read.
+    """
+    if config.kind == "hdvila":
+        raise WorldtuneError(
+            f"{name}: the HD-VILA download is no part of this version. Fetch the videos yourself and use kind 'folder'."
+        )
+    listing = list_dataset(name, config, datasets)
+    if not listing.source.is_dir():
+        raise WorldtuneError(f"{listing.source}, the folder of the videos of {name}, does not exist. Put videos there.")
+    return listing
+
+
 def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files below a folder with their keys; links to folders are followed, but none twice."""
     status = os.stat(folder)
