@@ -47,10 +47,10 @@ def test_a_missing_record_names_its_file(made_up_run: Path, tmp_path: Path) -> N
 def test_the_script_refuses_a_run_of_another_recipe(made_up_run: Path, tmp_path: Path) -> None:
     output = tmp_path / "report.html"
     command = [sys.executable, "src/scripts/report.py", "--run", "run", "--results", str(made_up_run.parent)]
-    options = ["--output", str(output), "--expect-trained", "0123456789ab-"]
+    options = ["--output", str(output), "--expect-trained", "0123456789ab-abc"]
     result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "attempts/abcd was trained with values of fingerprint 1111, expected 0123456789ab-" in result.stderr
+    assert "attempts/abcd was trained with values of fingerprint 1111, expected 0123456789ab. A" in result.stderr
     assert not output.exists()
 
 
