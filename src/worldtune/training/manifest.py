@@ -60,7 +60,7 @@ def check_trained(record: Mapping[str, Any], expected: str | None, path: Path, r
     short_found, short_expected = str(found).partition("-")[0], expected.partition("-")[0]
     raise WorldtuneError(
         f"{path} names weights of another recipe than this job was planned for: {record.get('attempt')} was trained "
-        f"with values of fingerprint {short_found}, expected {short_expected}. A training job of an earlier recipe, or one started "
-        f"by hand, has written {run_dir / MANIFEST} since. End it, delete that file and start the same snakemake "
-        "command: the training rule runs again, and what is trained already is not trained again."
+        f"with values of fingerprint {short_found}, expected {short_expected}. A training job of an earlier recipe, or "
+        f"one started by hand, has written {run_dir / MANIFEST} since. End it, delete that file and start the same "
+        "snakemake command: the training rule runs again, and what is trained already is not trained again."
     )
