@@ -1,6 +1,6 @@
 rule fetch_checkpoint:
     output:
-        "checkpoints/{entry}",
+        entry="checkpoints/{entry}",
     log:
         "logs/fetch_checkpoint/{entry}.log",
     wildcard_constraints:
@@ -48,9 +48,9 @@ rule make_demo_checkpoints:
 
 rule split_checkpoint:
     input:
-        "checkpoints/{repo}/{stem}.pt",
+        checkpoint="checkpoints/{repo}/{stem}.pt",
     output:
-        "checkpoints/{repo}/checkpoints_tp_{degree}/{stem}.split.json",
+        manifest="checkpoints/{repo}/checkpoints_tp_{degree}/{stem}.split.json",
     log:
         "logs/split_checkpoint/{repo}/{stem}_{degree}.log",
     benchmark:
@@ -63,7 +63,7 @@ rule split_checkpoint:
     params:
         version=stage_version("checkpoint/splitting.py"),
     shell:
-        "{PYTHON:q} src/scripts/split_checkpoint.py {input:q} --degree {wildcards.degree:q}"
+        "{PYTHON:q} src/scripts/split_checkpoint.py {input.checkpoint:q} --degree {wildcards.degree:q}"
         " --output-dir checkpoints/{wildcards.repo:q}/checkpoints_tp_{wildcards.degree:q} > {log:q} 2>&1"
 
 
@@ -72,7 +72,7 @@ rule load_report:
         base=lambda wildcards: split_manifest(wildcards, "base"),
         control=lambda wildcards: split_manifest(wildcards, "control"),
     output:
-        "results/{run}/load_report.json",
+        report="results/{run}/load_report.json",
     log:
         "logs/load_report/{run}.log",
     benchmark:
@@ -89,4 +89,4 @@ rule load_report:
             f"load_report/{wildcards.run}", load_report_values(recipe(wildcards))
         ),
     shell:
-        "{PYTHON:q} src/scripts/load_report.py --run {wildcards.run:q} --output {output:q} --expect {params.expect} > {log:q} 2>&1"
+        "{PYTHON:q} src/scripts/load_report.py --run {wildcards.run:q} --output {output.report:q} --expect {params.expect} > {log:q} 2>&1"

@@ -1,6 +1,6 @@
 rule render_synthetic:
     output:
-        "datasets/{dataset}/source/{shard}.json",
+        source="datasets/{dataset}/source/{shard}.json",
     log:
         "logs/render_synthetic/{dataset}_{shard}.log",
     benchmark:
@@ -19,7 +19,7 @@ rule render_synthetic:
 
 rule fetch_metadata:
     output:
-        "datasets/{dataset}/source/metadata.jsonl",
+        metadata="datasets/{dataset}/source/metadata.jsonl",
     log:
         "logs/fetch_metadata/{dataset}.log",
     localrule: PROJECT.cluster.partitions.network is None
@@ -43,9 +43,9 @@ def source_of_shard(wildcards):
 
 rule ingest:
     input:
-        source_of_shard,
+        source=source_of_shard,
     output:
-        "datasets/{dataset}/manifests/ingest/{shard}.parquet",
+        manifest="datasets/{dataset}/manifests/ingest/{shard}.parquet",
     log:
         "logs/ingest/{dataset}_{shard}.log",
     benchmark:
@@ -65,9 +65,9 @@ rule ingest:
 
 rule captions:
     input:
-        source_of_shard,
+        source=source_of_shard,
     output:
-        "datasets/{dataset}/manifests/captions/{shard}.parquet",
+        manifest="datasets/{dataset}/manifests/captions/{shard}.parquet",
     log:
         "logs/captions/{dataset}_{shard}.log",
     benchmark:
@@ -89,7 +89,7 @@ rule t5:
         captions="datasets/{dataset}/manifests/captions/{shard}.parquet",
         encoder=lambda wildcards: f"checkpoints/{DATASETS[wildcards.dataset].text_encoder}/files.json",
     output:
-        "datasets/{dataset}/manifests/t5/{shard}.parquet",
+        manifest="datasets/{dataset}/manifests/t5/{shard}.parquet",
     log:
         "logs/t5/{dataset}_{shard}.log",
     benchmark:
@@ -112,9 +112,9 @@ rule t5:
 
 rule controls:
     input:
-        "datasets/{dataset}/manifests/ingest/{shard}.parquet",
+        ingest="datasets/{dataset}/manifests/ingest/{shard}.parquet",
     output:
-        "datasets/{dataset}/manifests/control-{control}/{shard}.parquet",
+        manifest="datasets/{dataset}/manifests/control-{control}/{shard}.parquet",
     log:
         "logs/controls/{dataset}_{control}_{shard}.log",
     benchmark:
@@ -151,7 +151,7 @@ def dataset_manifests(wildcards):
 # A checkpoint, so that training stands where a repeated validation finds equal content.
 checkpoint validate:
     input:
-        dataset_manifests,
+        manifests=dataset_manifests,
     output:
         dataset="datasets/{dataset}/dataset.json",
         clips="datasets/{dataset}/clips.parquet",

@@ -1,8 +1,8 @@
 rule export:
     input:
-        "results/{run}/manifest.json",
+        manifest="results/{run}/manifest.json",
     output:
-        directory("results/{run}/model"),
+        model=directory("results/{run}/model"),
     log:
         "logs/export/{run}.log",
     benchmark:
@@ -25,7 +25,7 @@ rule report:
         manifest="results/{run}/manifest.json",
         model="results/{run}/model",
     output:
-        "results/{run}/report.html",
+        report="results/{run}/report.html",
     log:
         "logs/report/{run}.log",
     benchmark:
@@ -48,5 +48,5 @@ rule report:
     shell:
         "({PYTHON:q} src/scripts/sample.py --run {wildcards.run:q} --expect {params.expect}"
         " --expect-trained {params.expect_trained}"
-        " && {PYTHON:q} src/scripts/report.py --run {wildcards.run:q} --output {output:q}"
+        " && {PYTHON:q} src/scripts/report.py --run {wildcards.run:q} --output {output.report:q}"
         " --expect-trained {params.expect_trained}) > {log:q} 2>&1"

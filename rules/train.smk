@@ -18,7 +18,7 @@ rule train:
         load_report="results/{run}/load_report.json",
         tokenizer=lambda wildcards: f"checkpoints/{recipe(wildcards).checkpoints.tokenizer}/files.json",
     output:
-        "results/{run}/manifest.json",
+        manifest="results/{run}/manifest.json",
     log:
         "logs/train/{run}.log",
     benchmark:
@@ -46,5 +46,5 @@ rule train:
     # exec, so that SLURM's signals reach the launcher and not a shell that waits for it.
     shell:
         "exec bash src/scripts/launch.sh --nodes {resources.nodes} --processes-per-node {resources.processes_per_node}"
-        " --python {PYTHON:q} src/scripts/train.py {wildcards.run:q} --expect {params.expect} --manifest {output:q}"
+        " --python {PYTHON:q} src/scripts/train.py {wildcards.run:q} --expect {params.expect} --manifest {output.manifest:q}"
         " >> {log:q} 2>&1"

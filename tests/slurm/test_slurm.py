@@ -17,6 +17,7 @@ from workspace import REPOSITORY, Workspace
 
 from worldtune.common.files import read_json
 from worldtune.recipe.load import load_recipe
+from worldtune.training.metrics import METRICS_FILE, read_rows
 from worldtune.workflow.queue import QueuedJob, queued_jobs, table
 
 pytestmark = pytest.mark.slurm
@@ -47,7 +48,8 @@ every = {save_every}
 
 [cluster]
 gpus_per_node = {gpus_per_node}
-runtime_minutes = 37
+runtime_minutes = {runtime_minutes}
+save_seconds = {save_seconds}
 """
 RULES = {
     *("make_demo_checkpoints", "split_checkpoint", "load_report"),
@@ -103,6 +105,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 def add_recipe(workspace: Workspace, name: str, **values: int) -> None:
     defaults = {"steps": 3, "accumulation": 2, "tensor": 2, "data": 1, "save_every": 3, "gpus_per_node": 8}
+    defaults |= {"runtime_minutes": 37, "save_seconds": 60}
     path = workspace.root / f"config/recipes/{name}.toml"
     path.write_text(SHORT.format(**(defaults | values)))
 
@@ -248,6 +251,24 @@ def test_a_cancelled_training_job_is_submitted_again_and_resumes(sandbox: Sandbo
     assert "Trying to restart job" in output
     assert [job.state.split()[0] for job in trains] == ["CANCELLED", "COMPLETED"]
     assert len(launch_of(workspace, "cancelled")) == 2
-    manifest = read_json(workspace.root / "results/cancelled/manifest.json")
-    rows = (workspace.root / "results/cancelled" / manifest["attempt"] / "metrics.jsonl").read_text().splitlines()
-    assert len(rows) == 60, "each step was made once: nothing was repeated after the signal, nothing was left out"
+    # Nothing was repeated after the signal, nothing was left out.
+    assert steps_logged(workspace, "cancelled") == list(range(1, 61))
+
+
+def steps_logged(workspace: Workspace, run: str) -> list[int]:
+    results = workspace.root / "results" / run
+    attempt = results / read_json(results / "manifest.json")["attempt"]
+    return [row["step"] for row in read_rows(attempt / METRICS_FILE)]
+
+
+def test_a_time_limit_costs_no_step(sandbox: Sandbox, workspace: Workspace) -> None:
+    """SLURM looks at time limits each 30 s or so, and may warn a minute early."""
+    add_recipe(workspace, "limited", steps=240, save_every=1000, runtime_minutes=3, save_seconds=60)
+    before = last_job(sandbox)
+    finish(start(workspace, "results/limited/manifest.json"), "limited", seconds=1200)
+    trains = [job for job in accounted(sandbox, "limited", after=before) if job.rule == "train"]
+
+    assert len(trains) > 1, "the run was to be longer than the limit"
+    assert [job.state.split()[0] for job in trains[:-1]] == ["FAILED"] * (len(trains) - 1)
+    assert trains[-1].state == "COMPLETED"
+    assert steps_logged(workspace, "limited") == list(range(1, 241))
