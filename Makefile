@@ -8,7 +8,7 @@ CORES ?= $(shell nproc)
 RUN ?= demo_edge_posttrain
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dryrun why sample test test-slow test-slurm lint format docs lock
+.PHONY: help setup demo dryrun why sample test test-slow test-slurm test-slurm-slow lint format docs lock
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,7 +41,10 @@ test-slow: setup  ## the tests that take minutes
 	$(BIN)/pytest -q -m "slow and not slurm"
 
 test-slurm: setup  ## start a two-node SLURM, run the pipeline on it, stop it
-	$(BIN)/pytest -q -s -m slurm tests/slurm
+	$(BIN)/pytest -q -s -m "slurm and not slow" tests/slurm
+
+test-slurm-slow: setup  ## the tests on SLURM that wait for time limits
+	$(BIN)/pytest -q -s -m "slurm and slow" tests/slurm
 
 lint: setup  ## formatting, style, types, spelling, generated files
 	$(BIN)/ruff check .

@@ -261,6 +261,7 @@ def steps_logged(workspace: Workspace, run: str) -> list[int]:
     return [row["step"] for row in read_rows(attempt / METRICS_FILE)]
 
 
+@pytest.mark.slow
 def test_a_time_limit_costs_no_step(sandbox: Sandbox, workspace: Workspace) -> None:
     """SLURM looks at time limits each 30 s or so, and may warn a minute early."""
     add_recipe(workspace, "limited", steps=240, save_every=1000, runtime_minutes=3, save_seconds=60)
