@@ -27,7 +27,7 @@ from worldtune.transfer1.control import ControlNetwork, copy_base_weights
 from worldtune.transfer1.layers import TokenLinear
 from worldtune.transfer1.loading import initialise
 
-VERSION = 2
+VERSION = 3
 
 NETWORKS = "worldtune/demo-transfer1"
 TEXT_ENCODER = "worldtune/demo-t5"
