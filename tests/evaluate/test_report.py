@@ -80,8 +80,22 @@ def test_without_another_control_the_report_still_stands(record: RunRecord) -> N
     own = record.validation[record.validation["control"] == "own"]
     alone = RunRecord(**{**vars(record), "validation": own})
     assert "no other control" in report.control_effect_sentence(alone)
-    assert isinstance(report.plot_control_effect(alone), Figure)
+    assert "own control lower" not in report.summary_table(alone).index
     assert isinstance(report.plot_held_out(alone), Figure)
+
+
+def test_the_page_of_a_run_with_one_held_out_clip(made_up_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(made_up_run.parents[1], tmp_path / "copy")
+    run = tmp_path / "copy/results/run"
+    path = run / "attempts/abcd/validation.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["control"] == "own"))
+    datasets = tmp_path / "copy/datasets"
+    parameters = {"run_dir": str(run), "samples_dir": str(run / "samples"), "datasets_dir": str(datasets)}
+    execute_report(NOTEBOOK, tmp_path / "report.html", title="Run", parameters=parameters)
+    page = (tmp_path / "report.html").read_text()
+    assert "no other control to compare with" in page
+    assert page.count("data:image/png;base64,") == 4
 
 
 def test_clips_and_noise_levels_that_came_later_are_not_averaged_with_earlier_ones(record: RunRecord) -> None:
@@ -100,7 +114,7 @@ def test_clips_and_noise_levels_that_came_later_are_not_averaged_with_earlier_on
 def test_parts_of_a_step_add_up(record: RunRecord) -> None:
     table = report.step_time_table(record)
     assert list(table.index) == ["data", "forward", "backward", "optimizer", "other"]
-    assert table["seconds"].sum() == pytest.approx(record.metrics["step_s"].median())
+    assert table["seconds"].sum() == pytest.approx(record.metrics["step_s"][3:].mean())
 
 
 def test_unusable_clips_are_listed_with_their_reason(record: RunRecord) -> None:
@@ -126,6 +140,19 @@ def test_the_page_stands_alone_and_shows_everything(made_up_run: Path, tmp_path:
     assert not re.findall(r"""(?:src|href)=["'](?!#)[^"']""", without_data)
     assert "<script" not in without_data
     assert "plot_training" not in without_data
+
+
+def test_what_fails_while_a_figure_is_shown_is_an_error(tmp_path: Path) -> None:
+    cells = [
+        nbformat.v4.new_code_cell("run_dir = ''", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            "import traceback\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n    traceback.print_exc()"
+        ),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebook.ipynb")
+    with pytest.raises(WorldtuneError, match="failed while it showed a result"):
+        execute_report(tmp_path / "notebook.ipynb", tmp_path / "report.html", title="", parameters={"run_dir": "x"})
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_failing_cell_is_a_named_error(tmp_path: Path) -> None:

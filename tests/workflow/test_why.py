@@ -1,29 +1,57 @@
-from worldtune.workflow.why import _parse, describe
+import pytest
+from workspace import Workspace
 
-TEXT = """
-[Sun Nov 22 00:53:32 2026]
-rule captions:
-    output: datasets/clips/manifests/captions/0001.parquet
-    jobid: 4
-    reason: Params have changed since last execution: Union of exclusive params before and now across all output:
-        before: [['a.mp4', None, None, '11'], ['b.mp4', None, None, '22']], '0123456789ab-cdef'
-        now: [['a.mp4', None, None, '11'], ['b.mp4', None, None, '33']], '0123456789ab-aaaa'
-    wildcards: dataset=clips, shard=0001
+from worldtune.common.errors import WorldtuneError
+from worldtune.workflow.why import describe, planned_jobs
 
-[Sun Nov 22 00:53:32 2026]
-rule train:
-    output: results/tiny/manifest.json
-    jobid: 5
-    reason: Input files updated by another job: datasets/clips/dataset.json
-"""
+TARGETS = [f"datasets/my_videos/manifests/captions/{shard:04d}.parquet" for shard in range(2)]
 
 
-def test_one_entry_of_a_listing_is_told_apart() -> None:
-    captions, train = _parse(TEXT)
-    assert captions.rule == "captions"
-    assert captions.before == ("['b.mp4', None, None, '22']",)
-    assert captions.now == ("['b.mp4', None, None, '33']",)
-    assert train.reason.startswith("Input files updated")
+@pytest.fixture(autouse=True)
+def library_of_the_workspace(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", workspace.environment()["PYTHONPATH"])
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Captions of two shards, made."""
+    workspace = Workspace(tmp_path_factory.mktemp("why"))
+    workspace.edit("config/config.yaml", {"path: my_videos\n    num_shards: 4": "path: my_videos\n    num_shards: 2"})
+    clips = workspace.root / "my_videos"
+    clips.mkdir()
+    for number in range(6):
+        (clips / f"{number}.mp4").write_bytes(b"0")
+        (clips / f"{number}.txt").write_text(f"Caption {number}.")
+    workspace.snakemake(*TARGETS)
+    return workspace
+
+
+def test_a_changed_entry_of_a_listing_and_a_version_are_told_apart_from_the_rest(workspace: Workspace) -> None:
+    assert planned_jobs(TARGETS, workspace.root) == []
+    (workspace.root / "my_videos/3.txt").write_text("Another caption.")
+    (job,) = planned_jobs(TARGETS, workspace.root)
+    assert (job.rule, job.reason) == ("captions", "values changed")
+    assert (len(job.before), len(job.now)) == (1, 1)
+    assert job.before[0].startswith("['3.mp4'")
+    assert job.now[0].startswith("['3.mp4'")
+    assert job.before != job.now
+
+    workspace.raise_version("dataset/captions.py")
+    jobs = planned_jobs(TARGETS, workspace.root)
+    assert [job.rule for job in jobs] == ["captions", "captions"]
+    text = describe(jobs)
+    assert "was version 1" in text
+    assert "now version 2" in text
+    assert "Union of exclusive" not in text
+
+
+def test_an_error_of_ours_is_all_that_is_said(workspace: Workspace) -> None:
+    workspace.edit("config/config.yaml", {"min_frames: 17": "min_frame: 17"})
+    with pytest.raises(WorldtuneError) as caught:
+        planned_jobs(TARGETS, workspace.root)
+    assert "min_frames" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert "Building DAG" not in str(caught.value)
 
 
 def test_nothing_is_said_in_words() -> None:

@@ -27,8 +27,8 @@ BETAS = (0.9, 0.99)
 WEIGHT_DECAY = 0.01
 MAX_GRAD_NORM = 1.0
 OBJECTIVE = Objective()
-"""The recipes' objective. At lower noise levels the base would draw finer pictures, but a branch that is then trained at
-the recipes' would lose some of that."""
+"""The recipes' objective. At lower noise levels the base would draw finer pictures, but a branch that is then trained
+at the recipes' would lose some of that."""
 logger = logging.getLogger(__name__)
 
 

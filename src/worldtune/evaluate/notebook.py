@@ -62,6 +62,12 @@ def execute_report(notebook: Path, output: Path, *, title: str, parameters: dict
         runner.preprocess(document, {"metadata": {"path": str(Path.cwd())}})
     except CellExecutionError as error:
         raise WorldtuneError(f"{notebook} failed:\n{error}") from error
+    # What fails while a figure is shown stops no cell; it only prints.
+    printed = "".join(
+        output.get("text", "") for cell in document.cells for output in cell.get("outputs", []) if "text" in output
+    )
+    if "Traceback (most recent call last)" in printed:
+        raise WorldtuneError(f"{notebook} failed while it showed a result:\n{printed[-4000:]}")
     # The built-in pages load scripts from the network; the plain one leaves the frame to us.
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True)
     body, _ = exporter.from_notebook_node(document)

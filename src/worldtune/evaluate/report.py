@@ -125,7 +125,7 @@ def plot_training(record: RunRecord) -> Figure:
     with plt.rc_context(STYLE):
         figure, (loss_axes, norm_axes, rate_axes) = plt.subplots(1, 3, figsize=(11, 3), width_ratios=[1.5, 1, 1])
         _raw_and_smooth(loss_axes, metrics["step"], metrics["edm_loss"], span, BLUE)
-        loss_axes.set(title="Training loss (weighted squared error)", xlabel="step", yscale="log")
+        loss_axes.set(title="Weighted squared error (edm_loss)", xlabel="step", yscale="log")
         loss_axes.legend(["each step", f"mean over about {span} steps"])
         _raw_and_smooth(norm_axes, metrics["step"], metrics["grad_norm"], span, ORANGE)
         norm_axes.set(title="Gradient norm before clipping", xlabel="step", yscale="log")
@@ -162,11 +162,11 @@ def plot_speed(record: RunRecord) -> Figure:
 
 
 def step_time_table(record: RunRecord) -> pd.DataFrame:
-    """Return median seconds of each part of a step, the remainder as "other", and their shares."""
+    """Return mean seconds of each part of a step, the remainder as "other", and their shares."""
     # The first steps pay for what is made once.
     steady = record.metrics.iloc[min(3, len(record.metrics) - 1) :]
-    seconds = {label: float(steady[column].median()) for column, label in STEP_PARTS.items() if column in steady}
-    total = float(steady["step_s"].median())
+    seconds = {label: float(steady[column].mean()) for column, label in STEP_PARTS.items() if column in steady}
+    total = float(steady["step_s"].mean())
     seconds["other"] = max(total - sum(seconds.values()), 0.0)
     table = pd.DataFrame({"seconds": seconds})
     table["share"] = [f"{value / max(sum(seconds.values()), 1e-12):.0%}" for value in table["seconds"]]
@@ -278,7 +278,7 @@ def plot_control_effect(record: RunRecord) -> Figure:
         step_axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
         step_axes.set(title="Own control against another clip's: change of the loss, %", xlabel="step")
         step_axes.legend(fontsize=8.5, ncols=2)
-        if len(pairs):
+        if not pairs.empty:
             ends = [pairs[["own", "other"]].min().min() * 0.8, pairs[["own", "other"]].max().max() * 1.25]
             pair_axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1)
             pair_axes.set(xlim=ends, ylim=ends)
@@ -332,9 +332,12 @@ def summary_table(record: RunRecord) -> pd.DataFrame:
         "hardware": ", ".join(f"{key}: {value}" for key, value in sorted(hardware.items())),
         "median step": f"{manifest['median_step_s']:.3g} s",
         "peak memory": f"{manifest['peak_memory_gb']:.3g} GiB",
-        "own control lower": f"{effect.num_own_lower} of {effect.num_pairs} (clip, sigma) pairs; "
-        f"loss {(effect.mean_ratio - 1) * 100:+.1f} % on the average",
     }
+    if effect.num_pairs:
+        rows["own control lower"] = (
+            f"{effect.num_own_lower} of {effect.num_pairs} (clip, sigma) pairs; "
+            f"loss {(effect.mean_ratio - 1) * 100:+.1f} % on the average"
+        )
     return pd.DataFrame({"": rows})
 
 

@@ -10,7 +10,12 @@ from pathlib import Path
 
 from worldtune.common.errors import WorldtuneError
 
-JOB = re.compile(r"^\[|^(?:local)?(?:rule|checkpoint) (?P<rule>\w+):")
+CHANGED_PARAMS = re.compile(
+    r"Params have changed since last execution: Union of exclusive params before and now across all output: "
+    r"before: (?P<before>.*?) now: (?P<now>.*?)(?= *(?:;|$))"
+)
+NOTHING = "<nothing exclusive>"
+FINGERPRINT = re.compile(r"[0-9a-f]{12}-[0-9a-f]+")
 LONGEST_VALUE = 200
 
 
@@ -36,7 +41,9 @@ def planned_jobs(targets: Sequence[str], root: Path) -> list[PlannedJob]:
     command = [sys.executable, "-m", "snakemake", "--dryrun", "--cores", "1", "--nocolor", "--", *targets]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise WorldtuneError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
+        output = result.stdout + result.stderr
+        known = re.search(r"WorldtuneError.*?: (.*?)(?=\n  File |\nTraceback|\Z)", output, re.DOTALL)
+        raise WorldtuneError(known[1].strip() if known else f"{' '.join(command)} failed:\n{output}")
     return list(_parse(result.stdout + result.stderr))
 
 
@@ -47,34 +54,35 @@ def _parse(text: str) -> Iterator[PlannedJob]:
             continue
         output = re.search(r"^    output: (.*)$", block, re.MULTILINE)
         reason = re.search(r"^    reason: (.*)$", block, re.MULTILINE)
-        before = _values(block, "before")
-        now = _values(block, "now")
+        told = reason.group(1).strip() if reason else ""
+        changed = CHANGED_PARAMS.search(told)
+        before, now = (_values(changed["before"]), _values(changed["now"])) if changed else (set[str](), set[str]())
         yield PlannedJob(
             rule=head.group(1),
             output=output.group(1) if output else "",
-            reason=reason.group(1) if reason else "",
+            reason=CHANGED_PARAMS.sub("values changed", told),
             before=tuple(sorted(before - now)),
             now=tuple(sorted(now - before)),
         )
 
 
-def _values(block: str, name: str) -> set[str]:
-    """Return the values of a "before: ..." or "now: ..." line; a list counts as its items, so that one entry shows."""
-    values: set[str] = set()
-    for line in re.findall(rf"^\s*{name}: (.*)$", block, re.MULTILINE):
-        for value in _split(line):
-            values.update(value)
-    return {value for value in values if not re.fullmatch(r"'?[0-9a-f]{12}-[0-9a-f]+'?", value)}
-
-
-def _split(line: str) -> Iterator[list[str]]:
+def _values(text: str) -> set[str]:
+    """Return the values of a list that snakemake prints; of lists in it the items, so that one changed entry shows."""
+    if text == NOTHING:
+        return set()
     try:
-        parsed = ast.literal_eval(line if line.startswith(("(", "[")) else f"[{line}]")
+        parsed = ast.literal_eval(f"[{text}]")
     except (ValueError, SyntaxError):
-        yield [part.strip() for part in line.split(", ")]
-        return
+        parsed = text.split(",")
+    values: set[str] = set()
     for item in parsed:
-        yield [repr(part) for part in item] if isinstance(item, list) else [str(item)]
+        if isinstance(item, list | tuple):
+            values.update(repr(part) for part in item)
+        elif isinstance(item, int):
+            values.add(f"version {item}")
+        elif not FINGERPRINT.fullmatch(str(item)):
+            values.add(str(item))
+    return values
 
 
 def describe(jobs: Sequence[PlannedJob]) -> str:
