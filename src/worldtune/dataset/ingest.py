@@ -22,9 +22,17 @@ from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import Listing, list_source
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
-from worldtune.media.video import OPEN_OPTIONS, VideoError, VideoInfo, check_video, ffmpeg_executable, probe
+from worldtune.media.video import (
+    OPEN_OPTIONS,
+    X264_REPRODUCIBLE,
+    VideoError,
+    VideoInfo,
+    check_video,
+    ffmpeg_executable,
+    probe,
+)
 
-VERSION = 2
+VERSION = 3
 
 STAGE = "ingest"
 KEPT_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
@@ -257,6 +265,7 @@ def _ffmpeg_options(job: IngestJob, source: VideoInfo, action: Action) -> tuple[
     picture = "scale=max(2\\,trunc(iw*if(sar\\,sar\\,1)/2)*2):max(2\\,trunc(ih/2)*2):flags=bicubic,setsar=1"
     # One thread: the number of threads changes the bytes, and there is a process for each core already.
     encoder = ["-c:v", "libx264", "-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p", "-threads", "1"]
+    encoder += ["-x264-params", X264_REPRODUCIBLE]
     return span, [*output, "-vf", picture, "-fps_mode", "cfr", "-r", str(rate), "-flags:v", "+bitexact", *encoder]
 
 

@@ -14,7 +14,7 @@ from worldtune.dataset.rle import encode_clip_mask
 from worldtune.demo.scenes import RenderedScene, render_scene
 from worldtune.media.video import write_video
 
-VERSION = 1
+VERSION = 2
 
 PICKLE_PROTOCOL = 4
 HANDS = slice(91, 133)

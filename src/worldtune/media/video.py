@@ -24,6 +24,8 @@ OPEN_OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
 }
 """What ffmpeg may open: formats of one file that holds the video. A playlist could name any file or address."""
+X264_REPRODUCIBLE = "cpu-independent=1"
+"""Parameters of x264 without which equal frames have other bytes on another processor, or even in another process."""
 RATE_TOLERANCE = 0.1
 """Largest departure of one frame's duration from the usual one, as a part of it, in a constant-rate video."""
 
@@ -396,7 +398,8 @@ def _add_stream(
         stream = container.add_stream("ffv1", rate=rate, options=options)
         stream.pix_fmt = "gray" if frames.ndim == 3 else "bgr0"
     else:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "threads": "1"})
+        options = {"crf": "18", "threads": "1", "x264-params": X264_REPRODUCIBLE}
+        stream = container.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
     stream.width, stream.height = width, height
     return stream
