@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,7 +215,7 @@ def test_equal_frames_have_equal_bytes_in_every_process(tmp_path: Path) -> None:
     """Memory that happens to lie elsewhere must not reach the file."""
     script = (
         "import sys, numpy as np\nfrom pathlib import Path\nfrom worldtune.media.video import write_video\n"
-        "ballast = [bytearray(int(size)) for size in np.random.default_rng(int(sys.argv[1])).integers(1, 1 << 20, 40)]\n"
+        "ballast = [bytearray(int(size)) for size in np.random.default_rng(int(sys.argv[1])).integers(1, 9**6, 40)]\n"
         "frames = np.random.default_rng(0).integers(0, 255, (17, 12, 20, 3), dtype=np.uint8)\n"
         "frames = frames.repeat(8, axis=1).repeat(8, axis=2)\n"
         "write_video(Path(sys.argv[2]), frames, 24)\n"
