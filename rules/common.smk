@@ -27,7 +27,11 @@ from worldtune.workflow.resources import (
 )
 
 PYTHON = sys.executable
+# Snakemake lowers it to the cores that it has here.
 ALL_CORES = 4096
+# Snakemake sets the numbers of threads to a job's cores: too many where processes share them, and on a cluster where
+# ALL_CORES is not lowered.
+OWN_THREADS = "unset OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS;"
 PROJECT = load_project(read_config(config_path()), config_path())
 DATASETS = load_datasets(config_path())
 CATALOGUE = load_catalogue(Path("config/checkpoints.toml"))

@@ -46,7 +46,7 @@ rule report:
         version=stage_version("evaluate/report.py"),
         expect_trained=expected("report_trained", "weights", "outcome"),
     shell:
-        "({PYTHON:q} src/scripts/sample.py --run {wildcards.run:q} --expect {params.expect}"
+        "({OWN_THREADS} {PYTHON:q} src/scripts/sample.py --run {wildcards.run:q} --expect {params.expect}"
         " --expect-trained {params.expect_trained}"
         " && {PYTHON:q} src/scripts/report.py --run {wildcards.run:q} --output {output.report:q}"
         " --expect-trained {params.expect_trained}) > {log:q} 2>&1"

@@ -23,8 +23,7 @@ rule train:
         "logs/train/{run}.log",
     benchmark:
         "benchmark_records/train/{run}.tsv"
-    # All cores that snakemake has on this machine, which lowers the number to them: two jobs would share its GPUs. On
-    # SLURM cpus_per_task holds.
+    # Two jobs would share this machine's GPUs. On SLURM cpus_per_task holds.
     threads: ALL_CORES
     resources:
         slurm_partition=partition("gpu"),
@@ -45,6 +44,7 @@ rule train:
         version=stage_version("training/trainer.py"),
     # exec, so that SLURM's signals reach the launcher and not a shell that waits for it.
     shell:
-        "exec bash src/scripts/launch.sh --nodes {resources.nodes} --processes-per-node {resources.processes_per_node}"
+        "{OWN_THREADS} exec bash src/scripts/launch.sh"
+        " --nodes {resources.nodes} --processes-per-node {resources.processes_per_node}"
         " --python {PYTHON:q} src/scripts/train.py {wildcards.run:q} --expect {params.expect} --manifest {output.manifest:q}"
         " >> {log:q} 2>&1"

@@ -86,6 +86,8 @@ def test_kill_and_repeat_gives_the_undisturbed_model(tmp_path: Path) -> None:
     undisturbed_losses = losses(root / "results/killed")
     assert undisturbed
     assert [step for step, _ in undisturbed_losses] == list(range(1, 41))
+    hardware = json.loads((root / "results/killed/manifest.json").read_text())["hardware"]
+    assert hardware["threads"] * hardware["num_processes"] <= max(os.cpu_count() or 1, hardware["num_processes"])
     (root / "results/killed").rename(root / "results/undisturbed")
 
     def start() -> subprocess.Popen[str]:
