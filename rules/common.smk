@@ -11,6 +11,7 @@ from worldtune.dataset.config import dataset_of, load_datasets
 from worldtune.common.versions import stage_version
 from worldtune.dataset.parameters import STAGE_KEYS, stage_values
 from worldtune.recipe.identity import (
+    dataset_report_values,
     keys_that_affect,
     load_report_values,
     values_that_affect,

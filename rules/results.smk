@@ -50,3 +50,20 @@ rule report:
         " --expect-trained {params.expect_trained}"
         " && {PYTHON:q} src/scripts/report.py --run {wildcards.run:q} --output {output.report:q}"
         " --expect-trained {params.expect_trained}) > {log:q} 2>&1"
+
+
+def no_such_recipe(wildcards):
+    """Say which recipes there are: loading one that does not exist names the nearest."""
+    return load_recipe(wildcards.name)
+
+
+# Snakemake's own message for a misspelt run names no run.
+rule misspelt_run:
+    input:
+        no_such_recipe,
+    output:
+        "results/{name}/{what}",
+    wildcard_constraints:
+        name=f"(?!(?:{'|'.join(map(re.escape, RUNS))}|datasets|comparisons)/)[^/]+",
+        what=r"model|report\.html|manifest\.json",
+    localrule: True

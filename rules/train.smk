@@ -10,9 +10,35 @@ def dataset_gate(wildcards):
     return checkpoints.validate.get(dataset=chosen.data.dataset).output.dataset
 
 
+rule dataset_report:
+    input:
+        dataset=dataset_gate,
+    output:
+        report="results/{run}/dataset_report.json",
+    log:
+        "logs/dataset_report/{run}.log",
+    benchmark:
+        "benchmark_records/dataset_report/{run}.tsv"
+    resources:
+        slurm_partition=partition("cpu"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=4000,
+        runtime=20,
+    params:
+        version=stage_version("dataset/fitting.py"),
+        recipe=lambda wildcards: dataset_report_values(recipe(wildcards)),
+        expect=lambda wildcards: PLAN.fingerprint(
+            f"dataset_report/{wildcards.run}", dataset_report_values(recipe(wildcards))
+        ),
+    shell:
+        "{PYTHON:q} src/scripts/dataset_report.py --run {wildcards.run:q} --output {output.report:q}"
+        " --expect {params.expect} > {log:q} 2>&1"
+
+
 rule train:
     input:
         dataset=dataset_gate,
+        dataset_report="results/{run}/dataset_report.json",
         base=lambda wildcards: split_manifest(wildcards, "base"),
         control=lambda wildcards: split_manifest(wildcards, "control"),
         load_report="results/{run}/load_report.json",

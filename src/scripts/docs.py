@@ -9,7 +9,7 @@ from pathlib import Path
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_text
 from worldtune.common.script import run
-from worldtune.workflow.docs import config_readme, readme_with_graph
+from worldtune.workflow.docs import config_readme, readme
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     root = Path()
     texts = {
         root / "config/README.md": config_readme(root),
-        root / "README.md": readme_with_graph(root),
+        root / "README.md": readme(root),
     }
     for path, text in texts.items():
         if arguments.check and (not path.exists() or path.read_text(encoding="utf-8") != text):

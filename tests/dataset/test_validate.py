@@ -174,3 +174,46 @@ def test_page_shows_names_as_text(made):
     page = (made.root / "validation/index.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;.mp4" in page
+
+
+@pytest.fixture
+def street(source, fake_encoder):
+    """Four scenes of two cameras; the second one's videos have no captions of their own."""
+    source.options |= {"min_clips": 2, "held_out_fraction": 0.3, "num_shards": 1}
+    source.options["views"] = {"front": "", "left": "The camera looks to the left."}
+    for number in range(4):
+        source.add(f"front/{number}.mp4", caption=f"Street {number}.", seed=number)
+        source.add(f"left/{number}.mp4", caption=None, seed=10 + number)
+    return source
+
+
+def test_views_of_a_scene_are_used_together(street):
+    street.all_stages()
+    check(street)
+    summary = read_json(street.root / "dataset.json")
+    assert (summary["num_clips"], summary["views"]) == (4, ["front", "left"])
+    assert sum(summary["splits"].values()) == 4
+    dataset = load_dataset(street.root)
+    assert len(dataset.clips) == 8
+    assert set(dataset.scenes) == {clip_id(f"front/{number}.mp4") for number in range(4)}
+    for scene, views in dataset.scenes.items():
+        assert views["front"].clip_id == scene
+        assert len({clip.split for clip in views.values()}) == 1
+        assert views["left"].caption_path(dataset.root).read_text().strip() == "The camera looks to the left."
+    both = (*dataset.split("train"), *dataset.split("held_out"))
+    assert {clip.view for clip in both} == {"front"}
+    assert len(both) == 4
+
+
+def test_a_scene_without_one_of_its_views_is_not_used(street):
+    (street.folder / "left/1.mp4").unlink()
+    street.add("left/2.mp4", caption=None, num_frames=7, seed=12)
+    street.add("stray.mp4", seed=30)
+    street.all_stages()
+    check(street)
+    dataset = load_dataset(street.root)
+    assert set(dataset.scenes) == {clip_id(f"front/{number}.mp4") for number in (0, 3)}
+    reasons = {clip.source_key: clip.reason for clip in dataset.unusable}
+    assert reasons["front/1.mp4"] == "view missing: left"
+    assert reasons["front/2.mp4"].startswith("views differ: 6 frames of 48x32 at 24; 7 frames")
+    assert reasons["stray.mp4"].startswith("no view: it lies in none of the folders front, left")

@@ -1,5 +1,7 @@
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -21,82 +23,162 @@ def write(folder: Path, text: str, name: str = "mine") -> str:
     return str(path)
 
 
+CONTROL_FILES = {"upscale": "4kupscaler_control"}
+GENERIC = ("vis", "edge", "depth", "seg", "keypoint", "upscale")
+AV = ("hdmap", "lidar")
+STAGES = ("pretrain", "posttrain")
+REPOSITORIES = {
+    "generic": "nvidia/Cosmos-Transfer1-7B",
+    "av": "nvidia/Cosmos-Transfer1-7B-Sample-AV",
+    "multiview": "nvidia/Cosmos-Transfer1-7B-Sample-AV-Single2MultiView",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One experiment of spec/transfer1-training.md 1.4 with its column of table 1.5."""
+
+    recipe: str
+    original_name: str
+    family: Literal["generic", "av", "multiview"]
+    kind: str
+    stage: str
+    num_frames: int = 121
+    prefix: str = ""
+
+
+PUBLISHED = [
+    *(
+        Published(
+            recipe=f"{kind}_{stage}",
+            original_name=f"CTRL_7Bv1pt3_lvg_tp_121frames_control_input_{kind}_block3_{stage}",
+            family="generic",
+            kind=kind,
+            stage=stage,
+        )
+        for kind in GENERIC
+        for stage in STAGES
+    ),
+    *(
+        Published(
+            recipe=f"av_{kind}_{frames}frames_{stage}",
+            original_name=f"CTRL_7Bv1pt3_t2w_{frames}frames_control_input_{kind}_block3_{stage}",
+            family="av",
+            kind=kind,
+            stage=stage,
+            num_frames=frames,
+        )
+        for kind in AV
+        for frames in (57, 121)
+        for stage in STAGES
+    ),
+    *(
+        Published(
+            recipe=f"av_multiview_{mode}_{kind}_{stage}",
+            original_name=f"CTRL_7Bv1pt3_{mode}_sv2mv_57frames_control_input_{kind}_block3_{stage}",
+            family="multiview",
+            kind=kind,
+            stage=stage,
+            num_frames=57,
+            prefix=f"{mode}_",
+        )
+        for kind in AV
+        for mode in ("t2w", "v2w")
+        for stage in STAGES
+    ),
+]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_valid_finite_and_seeded(name: str) -> None:
     recipe = load(name=name)
     assert recipe.training.max_iter <= 1_000_000
-    assert recipe.experiment.original_name.startswith("CTRL_7Bv1pt3_lvg_tp_121frames_control_input_edge_block3_")
+    assert recipe.experiment.description
 
 
-@pytest.mark.parametrize(("name", "control"), [("edge_pretrain", ""), ("edge_posttrain", "edge_control.pt")])
-def test_resolved_values_of_the_published_recipes(name: str, control: str) -> None:
-    recipe = load(name=name)
+def test_every_published_experiment_has_a_recipe_and_a_demo_twin() -> None:
+    assert len(PUBLISHED) == 28
+    names = {published.recipe for published in PUBLISHED}
+    assert set(RECIPES) == names | {f"demo_{name}" for name in names}
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.recipe)
+def test_resolved_values_of_the_published_recipes(published: Published) -> None:
+    recipe = load(name=published.recipe)
+    assert recipe_path(published.original_name, REPOSITORY).stem == published.recipe
+    generic, multiview = published.family == "generic", published.family == "multiview"
     assert math.isclose(recipe.optimizer.learning_rate, 2**-14.3)
     assert recipe.optimizer.weight_decay == 0.1
     assert recipe.optimizer.betas == (0.9, 0.99)
     assert recipe.optimizer.eps == 1e-10
     assert recipe.optimizer.max_grad_norm == 1.0
-    assert (recipe.schedule.warmup_steps, recipe.schedule.warmup_start_factor) == (2500, 1e-6)
+    assert (recipe.schedule.warmup_steps, recipe.schedule.warmup_start_factor) == (2500 if generic else 1000, 1e-6)
     assert recipe.ema.rates == (0.1,)
     assert (recipe.parallel.tensor, recipe.parallel.sequence, recipe.parallel.data) == (8, True, 1)
-    assert recipe.training.global_batch_size == 1
-    assert (recipe.data.dataset, recipe.data.num_frames, recipe.data.resolution) == ("hdvila", 121, "720")
+    assert (recipe.training.global_batch_size, recipe.training.gradient_accumulation) == (1, 1)
+    assert recipe.saving.every == 1000
+    assert (recipe.data.num_frames, recipe.data.resolution) == (published.num_frames, "720")
+    assert (recipe.data.num_workers, recipe.data.text_tokens) == (8, 512)
     assert recipe.video_sizes_wh["16:9"] == (1280, 704)
-    assert recipe.num_latent_frames == 16
+    assert recipe.num_latent_frames == {57: 8, 121: 16}[published.num_frames]
     assert recipe.training.precision == "bfloat16"
-    assert (recipe.objective.log_sigma_mean, recipe.objective.log_sigma_std) == (0.0, 1.0)
-    assert recipe.objective.sigma_data == 0.5
-    assert recipe.objective.adjust_video_noise
-    assert recipe.objective.use_logvar
-    assert (recipe.objective.text_dropout_rate, recipe.objective.hint_dropout_rate) == (0.2, 0.3)
-    assert recipe.objective.max_condition_frames == 2
-    assert (recipe.objective.condition_log_sigma_mean, recipe.objective.condition_log_sigma_std) == (-3.0, 2.0)
+    objective = recipe.objective
+    assert (objective.log_sigma_mean, objective.log_sigma_std) == (0.0, 1.0)
+    assert (objective.sigma_data, objective.loss_scale) == (0.5, 1.0)
+    assert objective.adjust_video_noise
+    assert objective.use_logvar
+    assert (objective.text_dropout_rate, objective.hint_dropout_rate) == (0.2, 0.3 if generic else 0.15)
+    assert objective.max_condition_frames == (2 if generic or published.prefix == "v2w_" else 0)
+    assert objective.main_view_given == multiview
+    assert (objective.condition_log_sigma_mean, objective.condition_log_sigma_std) == (-3.0, 2.0)
+    assert recipe.control.kind == published.kind
+    repository = REPOSITORIES[published.family]
+    file = CONTROL_FILES.get(published.kind, f"{published.kind}_control")
+    assert recipe.checkpoints.base == f"{repository}/{published.prefix}base_model.pt"
+    released = f"{repository}/{published.prefix}{file}.pt"
+    assert recipe.checkpoints.control == (released if published.stage == "posttrain" else "")
+    assert recipe.checkpoints.tokenizer == "nvidia/Cosmos-Tokenize1-CV8x8x8-720p"
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.recipe)
+def test_resolved_networks_of_the_published_recipes(published: Published) -> None:
+    recipe = load(name=published.recipe)
     base, branch = recipe.network.base, recipe.network.control
+    multiview = published.family == "multiview"
     for network in (base, branch):
-        assert (network.in_channels, network.out_channels, network.model_channels) == (17, 16, 4096)
+        assert (network.out_channels, network.model_channels, network.mlp_ratio) == (16, 4096, 4.0)
         assert (network.num_blocks, network.num_heads, network.adaln_lora_dim) == (28, 32, 256)
         assert (network.max_img_h, network.max_img_w, network.max_frames) == (240, 240, 128)
-    assert (base.rope_h_extrapolation_ratio, base.rope_w_extrapolation_ratio) == (1.0, 1.0)
-    assert (base.rope_t_extrapolation_ratio, branch.rope_t_extrapolation_ratio) == (2.0, 1.0)
-    assert (branch.hint_channels, branch.num_control_blocks) == (128, 3)
-    assert recipe.checkpoints.control.endswith(control)
-    edge = recipe.control.edge
-    assert (edge.threshold_low_min, edge.threshold_low_max) == (20, 99)
-    assert (edge.threshold_gap_min, edge.threshold_gap_max) == (50, 149)
+        assert (network.rope_h_extrapolation_ratio, network.rope_w_extrapolation_ratio) == (1.0, 1.0)
+        views = (network.n_views, network.n_views_emb, network.view_condition_dim, network.add_repeat_frame_embedding)
+        assert views == ((3, 7, 6, True) if multiview else (1, 0, 0, False))
+        assert network.extra_per_block_abs_pos_emb_type == ("sincos" if multiview else "learnable")
+    generic = published.family == "generic"
+    assert (base.rope_t_extrapolation_ratio, branch.rope_t_extrapolation_ratio) == (2.0 if generic else 1.0, 1.0)
+    in_channels = {"generic": (17, 17), "av": (16, 16), "multiview": (17, 16)}[published.family]
+    assert (base.in_channels, branch.in_channels) == in_channels
+    assert (base.is_extend_model, branch.is_extend_model) == (False, multiview)
+    assert (branch.num_control_blocks, branch.hint_channels) == (3, 128 if generic else 16)
+    assert recipe.network.rope_angles == "bfloat16"
+    if multiview:
+        assert recipe.data.views == (
+            "pinhole_front",
+            *("pinhole_front_left", "pinhole_front_right", "pinhole_side_left", "pinhole_side_right"),
+        )
+        assert recipe.data.view_indices == (0, 1, 2, 4, 5)
 
 
-def test_original_experiment_name_finds_the_recipe() -> None:
-    name = "CTRL_7Bv1pt3_lvg_tp_121frames_control_input_edge_block3_posttrain"
-    assert recipe_path(name, REPOSITORY).name == "edge_posttrain.toml"
-
-
-def test_original_name_of_several_recipes_is_refused_and_an_inherited_one_is_not_counted(tmp_path: Path) -> None:
-    folder = tmp_path / "config/recipes"
-    folder.mkdir(parents=True)
-    named = '[experiment]\noriginal_name = "THE_ORIGINAL"\n'
-    write(folder, named, "edge_posttrain")
-    write(folder, 'extends = "edge_posttrain"\n', "a_run")
-    assert recipe_path("THE_ORIGINAL", tmp_path).stem == "edge_posttrain"
-    write(folder, named, "b_copy")
-    with pytest.raises(WorldtuneError, match=r"original_name of 2 recipes in .*: b_copy, edge_posttrain\. Or remove"):
-        recipe_path("THE_ORIGINAL", tmp_path)
-    assert recipe_path("b_copy", tmp_path).stem == "b_copy"
-
-
-def test_overrides_go_over_the_file() -> None:
-    recipe = load("optimizer.learning_rate=3e-4", "ema.rates=[0.1, 0.05]", "logging.wandb=offline")
-    assert recipe.optimizer.learning_rate == 3e-4
-    assert recipe.ema.rates == (0.1, 0.05)
-    assert recipe.logging.wandb == "offline"
-
-
-def test_environment_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, 'extends = "demo_edge_posttrain"\n[logging]\nwandb_project = "${oc.env:MY_PROJECT}"\n')
-    monkeypatch.setenv("MY_PROJECT", "windows")
-    assert load_recipe(path, root=REPOSITORY).logging.wandb_project == "windows"
-    monkeypatch.delenv("MY_PROJECT")
-    with pytest.raises(WorldtuneError, match="MY_PROJECT"):
-        load_recipe(path, root=REPOSITORY)
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.recipe)
+def test_a_demo_twin_is_wired_like_its_recipe(published: Published) -> None:
+    recipe, demo = load(name=published.recipe), load(name=f"demo_{published.recipe}")
+    assert demo.objective == recipe.objective
+    assert demo.control == recipe.control
+    assert bool(demo.checkpoints.control) == bool(recipe.checkpoints.control)
+    wiring = ("in_channels", "n_views", "n_views_emb", "view_condition_dim", "is_extend_model")
+    wiring += ("rope_t_extrapolation_ratio", "extra_per_block_abs_pos_emb_type", "add_repeat_frame_embedding")
+    for name in ("base", "control"):
+        ours, theirs = getattr(demo.network, name), getattr(recipe.network, name)
+        assert {key: getattr(ours, key) for key in wiring} == {key: getattr(theirs, key) for key in wiring}
 
 
 @pytest.mark.parametrize(

@@ -136,13 +136,16 @@ def test_without_a_clip_to_measure_on_nothing_starts(tiny_world: Path) -> None:
     training = loaded.split("train")
     short = tuple(replace(clip, num_frames=16) for clip in loaded.split("held_out"))
     for held_out in ((), short):
-        with pytest.raises(WorldtuneError, match=r"tiny has no held-out clip of at least 17 frames.*data\.num_frames"):
+        with pytest.raises(
+            WorldtuneError,
+            match=r"Dataset tiny does not fit.*\n.*no held-out clip of at least 17 frames.*data\.num_frames",
+        ):
             ClipDataset(replace(loaded, clips=(*training, *held_out)), tiny_recipe())
 
 
 def test_text_of_another_width_is_refused(tiny_world: Path) -> None:
     loaded = load_dataset(tiny_world / "datasets" / "tiny")
-    with pytest.raises(WorldtuneError, match=r"text embeddings of 24 channels, the network takes 16"):
+    with pytest.raises(WorldtuneError, match=r"text embeddings have 24 channels, the network takes 16"):
         ClipDataset(replace(loaded, text_channels=24), tiny_recipe())
     with pytest.raises(WorldtuneError, match="has no edge controls"):
         ClipDataset(replace(loaded, controls=("depth",)), tiny_recipe())

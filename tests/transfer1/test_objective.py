@@ -1,6 +1,8 @@
 """The algebra of the EDM objective, against the reference numbers and against its own definition."""
 
+import math
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from worldtune.recipe.schema import Objective
-from worldtune.transfer1.objective import add_noise, draw, edm_loss, loss_weight, scaling
+from worldtune.transfer1.objective import add_noise, draw, edm_loss, given_frames, loss_weight, scaling
 
 SHAPE = (16, 3, 4, 6)
 
@@ -136,3 +138,30 @@ def test_the_gradient_ignores_given_frames() -> None:
     assert prediction.grad is not None
     assert float(prediction.grad[0, 0, 0, 0, 0]) == 0.0
     assert float(prediction.grad[0, 0, 1, 0, 0]) > 0.0
+
+
+def test_of_several_views_the_main_one_is_given_and_the_first_frames_of_all() -> None:
+    """Nine latent frames of three views."""
+    given = partial(given_frames, 9, num_views=3)
+    assert given(0, config=Objective()).tolist() == [0] * 9
+    assert given(1, config=Objective()).tolist() == [1, 0, 0] * 3
+    assert given(0, config=Objective(main_view_given=True)).tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert given(2, config=Objective(main_view_given=True)).tolist() == [1, 1, 1, 1, 1, 0, 1, 1, 0]
+
+
+def test_the_video_adjustment_counts_the_frames_of_one_view() -> None:
+    """Eight latent frames a view: sigma is scaled by their root, however many views there are."""
+    config = Objective()
+    one = draw(range(4), (16, 8, 2, 2), seed=3, config=config)
+    three = draw(range(4), (16, 24, 2, 2), seed=3, config=config, num_views=3)
+    assert torch.equal(one.sigma_b, three.sigma_b)
+    plain = draw(range(4), (16, 8, 2, 2), seed=3, config=Objective(adjust_video_noise=False))
+    assert torch.allclose(one.sigma_b / plain.sigma_b, torch.full((4,), math.sqrt(8)))
+
+
+def test_the_first_frames_are_given_in_every_view_alike() -> None:
+    config = Objective(max_condition_frames=2, main_view_given=True)
+    indicator = draw(range(60), (16, 9, 2, 2), seed=0, config=config, num_views=3).indicator_bt.unflatten(1, (3, 3))
+    assert indicator[:, 0].eq(1).all()
+    assert torch.equal(indicator[:, 1], indicator[:, 2])
+    assert {int(count) for count in indicator[:, 1].sum(dim=1)} == {0, 1, 2}

@@ -140,7 +140,6 @@ def make_dataset(root: Path) -> None:
             "name": "tiny",
             "digest": rows_digest(table.to_pylist()),
             "num_clips": len(rows),
-            "num_unusable": 0,
             "controls": ["edge"],
             "text": {"encoder": "me/t5", "channels": TEXT_CHANNELS, "max_tokens": 512},
             "splits": {"train": 3, "held_out": 3},

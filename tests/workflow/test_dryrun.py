@@ -19,7 +19,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def test_configured_runs_from_their_sources_on(workspace: Workspace) -> None:
     planned = counts(workspace.planned())
     runs = 3
-    for rule in ("train", "export", "report", "load_report"):
+    for rule in ("train", "export", "report", "load_report", "dataset_report"):
         assert planned[rule] == runs, planned
     assert planned["validate"] == 2  # synthetic and hdvila
     assert planned["fetch_metadata"] == 1
@@ -32,6 +32,14 @@ def test_configured_runs_from_their_sources_on(workspace: Workspace) -> None:
     assert planned["split_checkpoint"] == 4
     assert not (workspace.root / "datasets").exists()
     assert not (workspace.root / "checkpoints").exists()
+
+
+def test_every_recipe_has_a_graph(workspace: Workspace) -> None:
+    recipes = sorted(path.stem for path in (workspace.root / "config/recipes").glob("*.toml"))
+    targets = [f"results/{name}/{what}" for name in recipes for what in ("model", "report.html")]
+    planned = counts(workspace.planned(*targets))
+    for rule in ("train", "export", "report", "load_report", "dataset_report"):
+        assert planned[rule] == len(recipes), planned
 
 
 def test_a_missing_folder_of_videos_still_shows_its_graph(workspace: Workspace) -> None:

@@ -125,6 +125,7 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
         "split_checkpoint[base_model]",
         "split_checkpoint[edge_control]",
         "load_report",
+        "dataset_report",
         "validate",
         *(label for stage in ("ingest", "captions", "t5", "controls") for label in by_shard(stage)),
         *TRAIN,
@@ -181,11 +182,11 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     assert runs.attempts == 5
 
     (runs.root / "clips" / f"{name}.txt").write_text("A new caption.")
-    assert set(runs.run()) == {f"captions[{shard}]", f"t5[{shard}]", "validate", *TRAIN}
+    assert set(runs.run()) == {f"captions[{shard}]", f"t5[{shard}]", "validate", "dataset_report", *TRAIN}
     assert runs.attempts == 6
 
     write_clip(runs.root / "clips", name, seed=7, caption="A new caption.")
-    assert set(runs.run()) == {f"ingest[{shard}]", f"controls[{shard}]", "validate", *TRAIN}
+    assert set(runs.run()) == {f"ingest[{shard}]", f"controls[{shard}]", "validate", "dataset_report", *TRAIN}
     assert runs.attempts == 7
 
     write_clip(runs.root / "clips", "added", seed=8)
@@ -193,6 +194,7 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     assert set(runs.run()) == {
         *(f"{stage}[{added}]" for stage in ("ingest", "captions", "t5", "controls")),
         "validate",
+        "dataset_report",
         *TRAIN,
     }
     assert runs.attempts == 8
@@ -203,12 +205,12 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     change_encoder(other)
     write_json(other / "files.json", {path.name: sha256_file(path) for path in sorted(other.iterdir())})
     edit(config, {"worldtune/demo-t5": "mine/other-t5"})
-    assert set(runs.run()) == {*by_shard("t5"), "validate", *TRAIN}
+    assert set(runs.run()) == {*by_shard("t5"), "validate", "dataset_report", *TRAIN}
     assert runs.attempts == 9
 
     runs.workspace.raise_version("dataset/t5.py")
     edit("src/worldtune/dataset/text.py", {"ascontiguousarray(embedding,": "ascontiguousarray(2 * embedding,"})
-    assert set(runs.run()) == {*by_shard("t5"), "validate", *TRAIN}
+    assert set(runs.run()) == {*by_shard("t5"), "validate", "dataset_report", *TRAIN}
     assert runs.attempts == 10
 
     # A version that gives equal files: training stands. Snakemake has planned export and report before it knows that.

@@ -9,7 +9,9 @@ from pathlib import Path
 from worldtune.common.versions import code_digest, stage_version
 from worldtune.dataset.parameters import STAGE_MODULES
 
+CONTROLS = Path(__file__).parents[2] / "src/worldtune/controls"
 PINNED = Path(__file__).with_name("stage_versions.json")
+CONTROL_MODULES = sorted(path.stem for path in CONTROLS.glob("[a-z]*.py"))
 STAGES = {
     "render_synthetic": ["demo/write.py", "demo/scenes.py", "demo/render.py", "demo/figure.py"],
     "make_demo_checkpoints": [
@@ -23,6 +25,7 @@ STAGES = {
     "t5": ["dataset/t5.py", "annotate/t5.py", "dataset/text.py"],
     "controls": ["dataset/controls.py", "controls/edge.py", "media/geometry.py", "media/video.py"],
     "validate": ["dataset/validate.py"],
+    "dataset_report": ["dataset/fitting.py"],
     "split_checkpoint": ["checkpoint/splitting.py", "checkpoint/reading.py", "parallel/axes.py"],
     "load_report": ["transfer1/load_report.py", "transfer1/loading.py"],
     "train": [
@@ -32,7 +35,8 @@ STAGES = {
         *(f"transfer1/{name}.py" for name in ("batch", "conditions", "control", "denoiser", "embeddings", "layers")),
         *(f"transfer1/{name}.py" for name in ("loading", "logvar", "network", "objective", "parallelize", "rotary")),
         *(f"transfer1/{name}.py" for name in ("task", "tokenizer")),
-        "controls/edge.py",
+        *(f"controls/{name}.py" for name in CONTROL_MODULES),
+        "dataset/fitting.py",
         "dataset/text.py",
         "media/geometry.py",
         "media/video.py",

@@ -3,8 +3,11 @@
 import cv2
 import numpy as np
 
-from worldtune.media.geometry import scale_into, scaled
-from worldtune.recipe.schema import EdgeControl
+from worldtune.common.errors import WorldtuneError
+from worldtune.controls.protocol import Controlled, ControlSource, draw_integer
+from worldtune.controls.shrink import SHRINK_RESOLUTION, shrink, shrink_target, shrunk_size
+from worldtune.media.video import read_frames
+from worldtune.recipe.schema import Control, EdgeControl
 
 PRESETS: dict[str, tuple[int, int]] = {
     "none": (20, 50),
@@ -16,15 +19,15 @@ PRESETS: dict[str, tuple[int, int]] = {
 }
 """Fixed (lower, upper) thresholds by name."""
 
-EDGE_RESOLUTION = "720"
+EDGE_RESOLUTION = SHRINK_RESOLUTION
 """Row of the size table to which larger frames are shrunk before their edges are found, whatever is trained."""
 LARGEST_THRESHOLD = 255
 
 
 def draw_thresholds(config: EdgeControl, rng: np.random.Generator) -> tuple[int, int]:
     """Draw the (lower, upper) thresholds of one clip; both ends of each range are included."""
-    low = int(rng.integers(config.threshold_low_min, config.threshold_low_max + 1))
-    gap = int(rng.integers(config.threshold_gap_min, config.threshold_gap_max + 1))
+    low = draw_integer(rng, config.threshold_low_min, config.threshold_low_max)
+    gap = draw_integer(rng, config.threshold_gap_min, config.threshold_gap_max)
     return low, min(LARGEST_THRESHOLD, low + gap)
 
 
@@ -34,13 +37,32 @@ def edge_map(frame: np.ndarray, low: int, high: int, size_wh: tuple[int, int]) -
     A frame that is larger than `size_wh` (width, height) is first shrunk into it, keeping its aspect ratio; a smaller
     one keeps its size.
     """
-    source_wh = (frame.shape[1], frame.shape[0])
-    scale = scale_into(source_wh, size_wh)
-    if scale < 1:
-        frame = cv2.resize(frame, scaled(source_wh, scale), interpolation=cv2.INTER_AREA)
-    return cv2.Canny(np.ascontiguousarray(frame), low, high)
+    return cv2.Canny(np.ascontiguousarray(shrink(frame, size_wh)), low, high)
 
 
 def canny(frames: np.ndarray, low: int, high: int, size_wh: tuple[int, int]) -> np.ndarray:
     """Return the edges of uint8 [T, H, W, 3] as uint8 [T, h, w, 3], 0 or 255; see edge_map for h and w."""
     return np.stack([np.repeat(edge_map(frame, low, high, size_wh)[..., None], 3, axis=2) for frame in frames])
+
+
+class Edge:
+    """Edges at drawn thresholds; those of the stored map (at the "medium" thresholds) in evaluation."""
+
+    def training(self, source: ControlSource, config: Control, rng: np.random.Generator) -> Controlled:
+        """Return the edges of the window; see protocol.ControlKind."""
+        low, high = draw_thresholds(config.edge, rng)
+        return Controlled(video=source.frames, hint=canny(source.frames, low, high, shrink_target(source.frames)))
+
+    def evaluation(self, source: ControlSource, config: Control) -> Controlled:
+        """Return the stored edges of the window; see protocol.ControlKind."""
+        path = source.control_file()
+        hint = read_frames(path, source.start, len(source.frames))
+        height, width = source.frames.shape[1:3]
+        expected = shrunk_size((width, height), shrink_target(source.frames))
+        found = (hint.shape[2], hint.shape[1])
+        if found != expected:
+            raise WorldtuneError(
+                f"{path} is {found[0]}x{found[1]}; the edges of a clip of {width}x{height} are "
+                f"{expected[0]}x{expected[1]}. Delete it and make the controls again."
+            )
+        return Controlled(video=source.frames, hint=hint)

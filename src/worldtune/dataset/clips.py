@@ -7,7 +7,8 @@ A dataset is a folder `datasets/<name>/` whose file stems are clip ids:
     edge/<clip_id>.mkv                 depth/<clip_id>.mp4                seg/<clip_id>.pickle ...
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,8 @@ CONTROL_SUFFIXES: dict[str, str] = {
     "lidar": ".mp4",
 }
 """Kinds of control that have a file for each clip, and the file's suffix."""
+COMPUTED_IN_TRAINING = frozenset({"vis", "upscale"})
+"""Kinds of control that have no files, since each sample computes them from its frames."""
 
 Split = Literal["train", "held_out"]
 
@@ -39,6 +42,12 @@ def clip_id(key: str, start_s: float | None = None, end_s: float | None = None) 
     start = None if start_s is None else float(start_s)
     end = None if end_s is None else float(end_s)
     return digest({"key": key, "start_s": start, "end_s": end}, CLIP_ID_LENGTH)
+
+
+def view_and_scene(key: str, views: Iterable[str]) -> tuple[str, str] | None:
+    """Return the view and the scene's name of a key `<view>/<scene>`; None for a key outside of the views' folders."""
+    view, slash, scene = key.partition("/")
+    return (view, scene) if slash and view in views else None
 
 
 def shard_of(key: str, num_shards: int) -> str:
@@ -109,6 +118,10 @@ class Clip:
     t5_sha256: str | None
     control_sha256: Mapping[str, str | None] = field(default_factory=dict)
     """By kind of control."""
+    view: str | None = None
+    """The camera, in a dataset of several views."""
+    scene: str | None = None
+    """Clip id of the main view at the same place and time, in a dataset of several views."""
 
     def video_path(self, root: Path) -> Path:
         """Return where the video lies below the dataset's folder."""
@@ -146,10 +159,22 @@ class Dataset:
     """Usable clips, sorted by id."""
     unusable: tuple[Clip, ...]
     """Clips that cannot be used, with the reason in each."""
+    views: tuple[str, ...] = ()
+    """Cameras of each scene, the main one first; empty for clips of one view."""
 
     def split(self, name: Split) -> tuple[Clip, ...]:
-        """Return the usable clips of one split, sorted by id."""
-        return tuple(clip for clip in self.clips if clip.split == name)
+        """Return the usable clips of one split, sorted by id; of several views the main one's."""
+        main = self.views[0] if self.views else None
+        return tuple(clip for clip in self.clips if clip.split == name and clip.view == main)
+
+    @functools.cached_property
+    def scenes(self) -> dict[str, dict[str, Clip]]:
+        """The clips of each usable scene by its main view's clip id, then by view; empty for clips of one view."""
+        scenes: dict[str, dict[str, Clip]] = {}
+        for clip in self.clips:
+            if clip.scene is not None and clip.view is not None:
+                scenes.setdefault(clip.scene, {})[clip.view] = clip
+        return scenes
 
 
 COLUMNS: dict[str, pa.DataType] = {
@@ -169,12 +194,13 @@ COLUMNS: dict[str, pa.DataType] = {
     "num_tokens": pa.int64(),
     "t5_sha256": pa.string(),
 }
-"""Columns of clips.parquet; one `<kind>_sha256` for each control follows."""
+"""Columns of clips.parquet; one `<kind>_sha256` for each control follows, then VIEW_COLUMNS where there are views."""
+VIEW_COLUMNS: dict[str, pa.DataType] = {"view": pa.string(), "scene": pa.string()}
 
 
-def clip_columns(controls: tuple[str, ...]) -> dict[str, pa.DataType]:
+def clip_columns(controls: tuple[str, ...], *, has_views: bool = False) -> dict[str, pa.DataType]:
     """Return the columns of clips.parquet for a dataset with these controls."""
-    return {**COLUMNS, **{f"{kind}_sha256": pa.string() for kind in controls}}
+    return {**COLUMNS, **{f"{kind}_sha256": pa.string() for kind in controls}, **(VIEW_COLUMNS if has_views else {})}
 
 
 def rows_digest(rows: list[dict[str, Any]]) -> str:
@@ -196,7 +222,8 @@ def load_dataset(root: Path) -> Dataset:
     try:
         controls = tuple(str(kind) for kind in summary["controls"])
         text = summary["text"]
-        rows = read_rows(table_path, clip_columns(controls))
+        views = tuple(str(view) for view in summary.get("views", ()))
+        rows = read_rows(table_path, clip_columns(controls, has_views=bool(views)))
         if rows_digest(rows) != summary["digest"]:
             raise WorldtuneError(
                 f"{table_path} does not belong to {root / 'dataset.json'}. Validate the dataset again."
@@ -212,6 +239,7 @@ def load_dataset(root: Path) -> Dataset:
             text_max_tokens=int(text["max_tokens"]),
             clips=tuple(clip for clip in clips if clip.status == "ok"),
             unusable=tuple(clip for clip in clips if clip.status != "ok"),
+            views=views,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise WorldtuneError(f"{root / 'dataset.json'}: {error!r}. Validate the dataset again.") from error
@@ -243,4 +271,5 @@ def _clip(row: dict[str, Any], controls: tuple[str, ...]) -> Clip:
     # A clip id names files: one that is no clip id could name any file.
     if len(facts["clip_id"]) != CLIP_ID_LENGTH or not set(facts["clip_id"]) <= set("0123456789abcdef"):
         raise ValueError(f"{facts['clip_id']!r} is no clip id")
-    return Clip(**facts, control_sha256={kind: row[f"{kind}_sha256"] for kind in controls})
+    hashes = {kind: row[f"{kind}_sha256"] for kind in controls}
+    return Clip(**facts, control_sha256=hashes, view=row.get("view"), scene=row.get("scene"))

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import CONTROL_SUFFIXES
+from worldtune.dataset.clips import COMPUTED_IN_TRAINING, CONTROL_SUFFIXES
 from worldtune.recipe.project import read_config
 from worldtune.recipe.schema import Recipe
 
@@ -53,11 +53,15 @@ class DatasetConfig(BaseModel):
     min_frames: PositiveInt = 121
     """Clips with fewer frames are not used."""
     controls: tuple[str, ...] = ("edge",)
-    """Controls that every clip must have: edge is computed, the others are given beside the videos."""
+    """Controls that every clip must have: edge is computed, the others (depth, seg, keypoint, hdmap, lidar) are given
+    beside the videos. Recipes of the controls vis and upscale need none, since training computes them."""
     text_encoder: str = "google-t5/t5-11b"
     """T5 encoder for the captions, as a folder below checkpoints/."""
     text_max_tokens: PositiveInt = 512
     """Longer captions are cut to this number of tokens."""
+    views: dict[str, str] = {}
+    """Cameras of a dataset of several views, the main one first: the name of each one's folder, and the caption of its
+    videos that have none of their own. VIEW/NAME.mp4 of all views is one scene. Empty for clips of one view."""
     num_clips: PositiveInt | None = None
     """Scenes to render (kind synthetic)."""
     seed: NonNegativeInt = 0
@@ -75,11 +79,25 @@ class DatasetConfig(BaseModel):
     @classmethod
     def _known_controls(cls, controls: tuple[str, ...]) -> tuple[str, ...]:
         for kind in controls:
+            if kind in COMPUTED_IN_TRAINING:
+                raise ValueError(f"the control {kind!r} has no files: training computes it. Leave it out")
             if kind not in CONTROL_SUFFIXES:
                 raise ValueError(f"there is no control {kind!r}{_suggest(kind, CONTROL_SUFFIXES)}")
         if len(set(controls)) < len(controls):
             raise ValueError("a control is named twice")
         return controls
+
+    @field_validator("views")
+    @classmethod
+    def _several_views(cls, views: dict[str, str]) -> dict[str, str]:
+        if len(views) == 1:
+            raise ValueError("give two cameras or more, or leave views out")
+        for view in views:
+            if not NAME_PATTERN.fullmatch(view) or view in CONTROL_SUFFIXES:
+                raise ValueError(
+                    f"{view!r} cannot be a camera's folder: letters, digits, _ and -, and no control's name"
+                )
+        return views
 
     @field_validator("text_encoder")
     @classmethod
@@ -88,6 +106,10 @@ class DatasetConfig(BaseModel):
         if not all(parts) or any(part in (".", "..") for part in parts):
             raise ValueError(f"{name!r} is no folder below checkpoints/, such as google-t5/t5-11b")
         return name
+
+    def __hash__(self) -> int:
+        """Return a hash of all values, since listings are kept by configuration."""
+        return hash(self.model_dump_json())
 
     @model_validator(mode="after")
     def _keys_of_kind(self) -> Self:
@@ -181,7 +203,7 @@ def dataset_of(run: str, recipe: Recipe, datasets: Mapping[str, DatasetConfig]) 
             f"{what}: data.dataset = {name!r}, but config.yaml has no such dataset{_suggest(name, datasets)}."
         )
     config = datasets[name]
-    if recipe.control.kind not in config.controls:
+    if recipe.control.kind not in COMPUTED_IN_TRAINING and recipe.control.kind not in config.controls:
         raise WorldtuneError(
             f"{what} trains the {recipe.control.kind} control, but dataset {name} has only {list(config.controls)}. "
             f"Add {recipe.control.kind!r} to its controls in config.yaml."

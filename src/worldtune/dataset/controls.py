@@ -21,7 +21,7 @@ from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import COMPUTED_CONTROLS, control_key
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
-from worldtune.dataset.pickles import read_pickle
+from worldtune.dataset.pickles import MAX_CONTROL_BYTES, read_pickle
 from worldtune.dataset.rle import decode_runs
 from worldtune.dataset.work import Outcome, Task, do_tasks
 from worldtune.media.geometry import nearest_aspect_ratio
@@ -31,7 +31,6 @@ from worldtune.recipe.schema import VIDEO_SIZES_WH
 VERSION = 2
 
 EDGE_PRESET = "medium"
-MAX_PICKLE_BYTES = 1 << 30
 
 COLUMNS: dict[str, pa.DataType] = {
     **CLIP_COLUMNS,
@@ -204,7 +203,7 @@ def _check_given_video(job: ControlJob) -> int:
 
 def _check_segmentation(job: ControlJob) -> int:
     """Check a list of {"phrase", "segmentation_mask_rle": {"data": {"size", "counts"}, "mask_shape": (T, H, W)}}."""
-    objects = read_pickle(job.given, MAX_PICKLE_BYTES)
+    objects = read_pickle(job.given, MAX_CONTROL_BYTES)
     height, width, num_frames = job.clip["height"], job.clip["width"], job.clip["num_frames"]
     if not isinstance(objects, list):
         raise WorldtuneError("expected a list of objects")
@@ -228,7 +227,7 @@ def _check_segmentation(job: ControlJob) -> int:
 
 def _check_keypoints(job: ControlJob) -> int:
     """Check {frame: [person, ...]} with body-keypoints [N, 3] and hand-keypoints [42, 3] in each person."""
-    frames = read_pickle(job.given, MAX_PICKLE_BYTES)
+    frames = read_pickle(job.given, MAX_CONTROL_BYTES)
     if not isinstance(frames, dict) or not all(isinstance(frame, int) for frame in frames):
         raise WorldtuneError("expected a table of frame numbers")
     numbers = sorted(frames)

@@ -12,13 +12,13 @@ import math
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import CONTROL_SUFFIXES, shard_names, shard_of
+from worldtune.dataset.clips import CONTROL_SUFFIXES, shard_names, shard_of, view_and_scene
 from worldtune.dataset.config import DatasetConfig, source_folder
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
@@ -142,6 +142,7 @@ def list_dataset(name: str, config: DatasetConfig, datasets: Path = Path("datase
     source = source_folder(name, config, datasets)
     if config.kind == "folder":
         clips = _list_folder(source, Path(config.captions) if config.captions else None)
+        clips = [_with_view_caption(clip, config.views) for clip in clips]
     elif config.kind == "synthetic":
         # Imported here, since it needs the renderer, which other datasets do not.
         from worldtune.demo.scenes import scene_names
@@ -153,12 +154,21 @@ def list_dataset(name: str, config: DatasetConfig, datasets: Path = Path("datase
         clips = []
     shards: dict[str, list[SourceClip]] = {shard: [] for shard in shard_names(config.num_shards)}
     for clip in sorted(clips, key=lambda clip: (clip.key, clip.start_s or 0.0, clip.end_s or 0.0)):
-        shards[shard_of(clip.key, config.num_shards)].append(clip)
+        found = view_and_scene(clip.key, config.views)
+        # All views of a scene are in one shard.
+        shards[shard_of(found[1] if found else clip.key, config.num_shards)].append(clip)
     return Listing(
         source=source,
         shards={shard: tuple(clips) for shard, clips in shards.items()},
         from_config=config.kind != "folder",
     )
+
+
+def _with_view_caption(clip: SourceClip, views: Mapping[str, str]) -> SourceClip:
+    """Return a clip without a caption of its own with that of its camera."""
+    found = view_and_scene(clip.key, views)
+    has_none = clip.caption_key is None and not clip.caption
+    return replace(clip, caption=views[found[0]]) if found and has_none and views[found[0]] else clip
 
 
 def list_source(name: str, config: DatasetConfig, datasets: Path) -> Listing:

@@ -12,7 +12,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "captions": ("kind", "path", "listing", "version"),
     "t5": ("text_encoder", "text_max_tokens", "version"),
     "controls": ("control", "given", "version"),
-    "validate": ("controls", "held_out_fraction", "min_clips", "text_encoder", "text_max_tokens", "version"),
+    "validate": ("controls", "views", "held_out_fraction", "min_clips", "text_encoder", "text_max_tokens", "version"),
 }
 """Names of the values of each stage; a rule has one param for each."""
 

@@ -17,6 +17,8 @@ from worldtune.common.errors import WorldtuneError
 
 DTYPES = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})
 """Element types that an array may have."""
+MAX_CONTROL_BYTES = 1 << 30
+"""Largest pickle of one clip's control that is read."""
 
 
 class _Ndarray:

@@ -21,11 +21,13 @@ from worldtune.dataset.clips import (
     DATASET_FORMAT,
     caption_path,
     clip_columns,
+    clip_id,
     control_path,
     rows_digest,
     shard_names,
     t5_path,
     video_path,
+    view_and_scene,
 )
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.controls import COLUMNS as CONTROL_COLUMNS
@@ -73,22 +75,26 @@ def validate(name: str, config: DatasetConfig, *, datasets: Path = Path("dataset
     tables = {stage: _gather(root, stage, columns, config) for stage, columns in _stages(config).items()}
     channels = _channels(name, tables[T5_STAGE].values())
     rows = [_clip_row(root, identifier, tables, config) for identifier in sorted(set().union(*tables.values()))]
+    if config.views:
+        _join_views(rows, config)
     _draw_splits(rows, config.held_out_fraction)
     remarks = _remarks(rows, tables)
     page = write_pages(root, name, config, rows, remarks)
     for remark in remarks:
         logger.warning("%s: %s", name, remark)
-    usable = sum(row["status"] == "ok" for row in rows)
+    main_view = next(iter(config.views), None)
+    counted = [row for row in rows if row.get("view") == main_view]
+    usable = sum(row["status"] == "ok" for row in counted)
     if usable < config.min_clips:
         # A table of another day would let training start.
         (root / "dataset.json").unlink(missing_ok=True)
         raise WorldtuneError(
-            f"dataset {name} is not fit to train on: {usable} of {len(rows)} clips can be used, at least "
+            f"dataset {name} is not fit to train on: {usable} of {len(counted)} clips can be used, at least "
             f"{config.min_clips} are needed (min_clips).\n{_count_reasons(rows)}\nAll clips: {page}"
         )
-    columns = clip_columns(config.controls)
+    columns = clip_columns(config.controls, has_views=bool(config.views))
     write_manifest(root / "clips.parquet", rows, columns)
-    splits = Counter(row["split"] for row in rows if row["status"] == "ok")
+    splits = Counter(row["split"] for row in counted if row["status"] == "ok")
     # Nothing of the unusable clips: training stands when only they change. They are in the table, the page and the log.
     summary = {
         "format": DATASET_FORMAT,
@@ -99,8 +105,10 @@ def validate(name: str, config: DatasetConfig, *, datasets: Path = Path("dataset
         "text": {"encoder": config.text_encoder, "channels": channels, "max_tokens": config.text_max_tokens},
         "splits": {"train": splits["train"], "held_out": splits["held_out"]},
     }
+    if config.views:
+        summary["views"] = list(config.views)
     write_json(root / "dataset.json", summary)
-    logger.info("%s: %d clips, %d unusable; %s", name, usable, len(rows) - usable, page)
+    logger.info("%s: %d clips, %d unusable; %s", name, usable, len(counted) - usable, page)
     return root / "dataset.json"
 
 
@@ -190,20 +198,68 @@ def _reasons(
     return reasons
 
 
+def _join_views(rows: Iterable[Row], config: DatasetConfig) -> None:
+    """Set view and scene of each row; a scene is used if each of its views is there, usable and like the main one."""
+    scenes: dict[str, dict[str, Row]] = defaultdict(dict)
+    main = next(iter(config.views))
+    for row in rows:
+        found = view_and_scene(row["source_key"], config.views)
+        row["view"], row["scene"] = None, None
+        if found is None:
+            _refuse(row, f"no view: it lies in none of the folders {', '.join(config.views)}")
+            continue
+        row["view"], name = found
+        row["scene"] = clip_id(f"{main}/{name}", row["start_s"], row["end_s"])
+        scenes[row["scene"]][row["view"]] = row
+    for views in scenes.values():
+        reason = _view_problem(views, config)
+        for row in views.values():
+            if reason:
+                _refuse(row, reason)
+
+
+def _view_problem(views: Mapping[str, Row], config: DatasetConfig) -> str:
+    """Say what keeps the views of a scene from being used together; empty where nothing does."""
+    missing = [view for view in config.views if view not in views]
+    if missing:
+        return f"view missing: {', '.join(missing)}"
+    unusable = [view for view, row in views.items() if row["status"] != "ok"]
+    if unusable:
+        return f"view unusable: {', '.join(sorted(unusable))}"
+    facts = {(row["num_frames"], row["width"], row["height"], row["fps"]) for row in views.values()}
+    if len(facts) > 1:
+        listed = "; ".join(
+            f"{frames} frames of {width}x{height} at {fps:g}" for frames, width, height, fps in sorted(facts)
+        )
+        return f"views differ: {listed}"
+    return ""
+
+
+def _refuse(row: Row, reason: str) -> None:
+    row["reason"] = REASON_SEPARATOR.join(filter(None, (row["reason"], reason)))
+    row["status"] = "unusable"
+
+
 def held_out_draw(identifier: str) -> float:
     """Return a number from 0 to 1 that a clip's id decides; clips below the held-out fraction are held out."""
     return int(digest({"held_out": identifier}, SPLIT_DIGITS), 16) / 16**SPLIT_DIGITS
 
 
 def _draw_splits(rows: Iterable[Row], fraction: float) -> None:
-    """Set the split of each usable clip; both splits get at least one if there are two clips."""
-    usable = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: held_out_draw(row["clip_id"]))
-    for row in usable:
-        row["split"] = "held_out" if held_out_draw(row["clip_id"]) < fraction else "train"
-    if usable:
-        usable[0]["split"] = "held_out"
-    if len(usable) > 1:
-        usable[-1]["split"] = "train"
+    """Set the split of each usable clip; both splits get at least one if there are two clips. Views stay together."""
+    units: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["status"] == "ok":
+            units[row.get("scene") or row["clip_id"]].append(row)
+    drawn = sorted(units, key=held_out_draw)
+    splits = {unit: "held_out" if held_out_draw(unit) < fraction else "train" for unit in drawn}
+    if drawn:
+        splits[drawn[0]] = "held_out"
+    if len(drawn) > 1:
+        splits[drawn[-1]] = "train"
+    for unit, members in units.items():
+        for row in members:
+            row["split"] = splits[unit]
 
 
 def _remarks(rows: Iterable[Row], tables: Mapping[str, Mapping[str, Row]]) -> list[str]:
@@ -255,7 +311,7 @@ def _count_reasons(rows: Iterable[Row]) -> str:
 
 def write_pages(root: Path, name: str, config: DatasetConfig, rows: list[Row], remarks: list[str]) -> Path:
     """Write validation/index.html and validation/clips.csv for people, and return the path of the page."""
-    columns = list(clip_columns(config.controls))
+    columns = list(clip_columns(config.controls, has_views=bool(config.views)))
     with atomic_path(root / "validation" / "clips.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

@@ -1,10 +1,11 @@
 """Checks of a recipe that concern several keys at once."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.network import NetworkConfig
-from worldtune.recipe.schema import LATENT_FRAMES, LATENT_PIXELS, Recipe
+from worldtune.recipe.schema import LATENT_FRAMES, LATENT_PIXELS, Control, Recipe, Section
 
 
 def check_recipe(recipe: Recipe, source: str) -> None:
@@ -22,7 +23,9 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _frame_problems(recipe)
     yield from _batch_problems(recipe)
     yield from _network_problems(recipe)
+    yield from _view_problems(recipe)
     yield from _layout_problems(recipe)
+    yield from _control_problems(recipe.control)
     yield from _range_problems(recipe)
 
 
@@ -38,6 +41,13 @@ def _frame_problems(recipe: Recipe) -> Iterator[str]:
         yield (
             f"objective.max_condition_frames: must be below the {recipe.num_latent_frames} latent frames of "
             f"data.num_frames = {frames}, found {recipe.objective.max_condition_frames}"
+        )
+    gives_frames = recipe.objective.max_condition_frames > 0 or recipe.objective.main_view_given
+    if gives_frames and not recipe.takes_given_frames:
+        yield (
+            f"objective.max_condition_frames: must be 0 where network.base.in_channels = "
+            f"{recipe.network.base.in_channels} leaves no channel for given frames, "
+            f"found {recipe.objective.max_condition_frames}"
         )
 
 
@@ -60,6 +70,7 @@ def _network_problems(recipe: Recipe) -> Iterator[str]:
         "model_channels",
         "num_heads",
         "num_blocks",
+        "n_views",
         "crossattn_emb_channels",
         "patch_spatial",
         "patch_temporal",
@@ -69,6 +80,12 @@ def _network_problems(recipe: Recipe) -> Iterator[str]:
                 f"network.control.{key}: must equal network.base.{key} = {getattr(base, key)}, "
                 f"found {getattr(control, key)}"
             )
+    given = [network.in_channels + int(network.is_extend_model) for network in (base, control)]
+    if given[0] != given[1]:
+        yield (
+            "network.control.in_channels: both networks must take the same channels, but network.base takes "
+            f"{given[0]} and network.control {given[1]} (in_channels, and one more with is_extend_model)"
+        )
     if control.num_control_blocks > base.num_blocks:
         yield (
             f"network.control.num_control_blocks: at most network.base.num_blocks = {base.num_blocks}, "
@@ -94,12 +111,32 @@ def _one_network_problems(recipe: Recipe, prefix: str, network: NetworkConfig) -
         )
 
 
+def _view_problems(recipe: Recipe) -> Iterator[str]:
+    data, base = recipe.data, recipe.network.base
+    if base.n_views == 1:
+        if data.views or recipe.objective.main_view_given:
+            yield "data.views, objective.main_view_given: only for networks of several views (network.base.n_views)"
+        return
+    if len(set(data.views)) < base.n_views:
+        yield (
+            f"data.views: must name at least network.base.n_views = {base.n_views} different camera views, "
+            f"found {list(data.views)}"
+        )
+    if len(data.view_indices) != len(data.views) or len(set(data.view_indices)) != len(data.view_indices):
+        yield f"data.view_indices: must hold one number of its own for each of {list(data.views)}"
+    if any(index >= base.n_views_emb for index in data.view_indices):
+        yield (
+            f"data.view_indices: each must be below network.base.n_views_emb = {base.n_views_emb}, "
+            f"found {list(data.view_indices)}"
+        )
+
+
 def _layout_problems(recipe: Recipe) -> Iterator[str]:
     base = recipe.network.base
     if recipe.parallel.sequence and recipe.data.num_frames % LATENT_FRAMES == 1:
         patch = LATENT_PIXELS * base.patch_spatial
         for aspect, (width, height) in recipe.video_sizes_wh.items():
-            tokens = recipe.num_latent_frames * (height // patch) * (width // patch)
+            tokens = recipe.num_views * recipe.num_latent_frames * (height // patch) * (width // patch)
             if tokens % recipe.parallel.tensor:
                 yield (
                     f"parallel.tensor: sequence parallelism needs it to divide the {tokens} tokens of a "
@@ -119,16 +156,36 @@ def _layout_problems(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _control_problems(control: Control) -> Iterator[str]:
+    for table in type(control).model_fields:
+        section = getattr(control, table)
+        names = type(section).model_fields if isinstance(section, Section) else ()
+        for low in names:
+            high = low.removesuffix("_min") + "_max"
+            if low.endswith("_min") and high in names and getattr(section, low) > getattr(section, high):
+                yield (
+                    f"control.{table}.{low}: must not be above control.{table}.{high} = {getattr(section, high)}, "
+                    f"found {getattr(section, low)}"
+                )
+    if control.edge.threshold_low_max > 255:
+        yield f"control.edge.threshold_low_max: at most 255, found {control.edge.threshold_low_max}"
+    vis, upscale = control.vis, control.upscale
+    blurs = [f"{name}_probability" for name in ("bilateral", "gaussian", "both")]
+    yield from _sum_problems("control.vis." + " + ".join(blurs), [getattr(vis, name) for name in blurs])
+    yield from _sum_problems("control.upscale.probabilities", upscale.probabilities)
+    if len(upscale.probabilities) != len(upscale.divisors):
+        yield (
+            f"control.upscale.probabilities: must be as many as the {len(upscale.divisors)} of "
+            f"control.upscale.divisors, found {len(upscale.probabilities)}"
+        )
+
+
+def _sum_problems(name: str, probabilities: Sequence[float]) -> Iterator[str]:
+    if not math.isclose(sum(probabilities), 1.0, abs_tol=1e-6):
+        yield f"{name}: must add up to 1, found {' + '.join(map(str, probabilities))} = {sum(probabilities):g}"
+
+
 def _range_problems(recipe: Recipe) -> Iterator[str]:
-    edge = recipe.control.edge
-    for low, high in (("threshold_low_min", "threshold_low_max"), ("threshold_gap_min", "threshold_gap_max")):
-        if getattr(edge, low) > getattr(edge, high):
-            yield (
-                f"control.edge.{low}: must not be above control.edge.{high} = {getattr(edge, high)}, "
-                f"found {getattr(edge, low)}"
-            )
-    if edge.threshold_low_max > 255:
-        yield f"control.edge.threshold_low_max: at most 255, found {edge.threshold_low_max}"
     for index, beta in enumerate(recipe.optimizer.betas):
         if not 0 <= beta < 1:
             yield f"optimizer.betas[{index}]: must lie in [0, 1), found {beta}"

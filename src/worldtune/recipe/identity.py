@@ -33,6 +33,13 @@ def load_report_values(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key.startswith(starts)}
 
 
+def dataset_report_values(recipe: Recipe) -> dict[str, Any]:
+    """Return the dotted keys and values of a recipe that decide whether a dataset fits it, sorted."""
+    values = values_that_affect(recipe, "weights", "outcome")
+    keys = ("control.kind", "network.base.crossattn_emb_channels", "training.micro_batch_size")
+    return {key: value for key, value in values.items() if key.startswith("data.") or key in keys}
+
+
 def keys_that_affect(*kinds: Affects) -> list[str]:
     """Return the dotted names of all keys of the schema that affect one of `kinds`, sorted."""
     return sorted(key for key, affects in _schema_leaves(Recipe, "", "weights") if affects in kinds)

@@ -1,6 +1,7 @@
 """Reading a recipe: inheritance, environment variables, overrides, validation."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,15 +100,18 @@ def _merge_parents(path: Path, root: Path, children: tuple[Path, ...]) -> dict[s
     if path.resolve() in children:
         raise WorldtuneError(f"{path} extends itself, by way of {', '.join(child.stem for child in children)}.")
     values = _read_toml(path)
-    parent = values.pop(EXTENDS, None)
-    if parent is None:
-        return values
-    if not isinstance(parent, str):
-        raise WorldtuneError(f"{path}: extends must be the name of one recipe, found {parent!r}.")
-    parent_path = path.parent / f"{parent}.toml"
-    if not parent_path.is_file():
-        parent_path = recipe_path(parent, root)
-    return merge(_merge_parents(parent_path, root, (*children, path.resolve())), values)
+    parents = values.pop(EXTENDS, [])
+    if isinstance(parents, str):
+        parents = [parents]
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise WorldtuneError(f"{path}: extends must be the name of a recipe or a list of names, found {parents!r}.")
+    merged: dict[str, Any] = {}
+    for parent in parents:
+        parent_path = path.parent / f"{parent}.toml"
+        if not parent_path.is_file():
+            parent_path = recipe_path(parent, root)
+        merged = merge(merged, _merge_parents(parent_path, root, (*children, path.resolve())))
+    return merge(merged, values)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,4 +177,7 @@ def _explain_one(detail: ErrorDetails, known: Sequence[str]) -> str:
         return f"{key}: unknown key{_nearest(key, known)}"
     if detail["type"] == "missing":
         return f"{key}: is missing"
+    if detail["type"] == "literal_error" and isinstance(detail["input"], str):
+        legal = re.findall(r"'([^']*)'", detail["msg"])
+        return f"{key}: {detail['msg']}, found {detail['input']!r}{_nearest(detail['input'], legal)}"
     return f"{key}: {detail['msg']}, found {detail['input']!r}"

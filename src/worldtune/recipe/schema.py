@@ -80,7 +80,13 @@ class Data(Section):
     resolution: Annotated[Literal["1080", "720", "512", "480", "256", "128"], BeforeValidator(str)] = "720"
     """Row of the size table; the aspect ratio nearest to the clip's picks the size (config/README.md lists them)."""
     text_tokens: PositiveInt = 512
-    """Tokens that the network is given of every text; shorter ones are filled up with zeros, which it attends to."""
+    """Tokens that the network is given of every text; shorter ones are filled up with zeros, which it attends to. A
+    network of several views is given as many for each view."""
+    views: tuple[str, ...] = ()
+    """Camera views that samples are made of, the main one first; a sample has the main one and others drawn at random,
+    network.base.n_views in all. Empty for clips of one view."""
+    view_indices: tuple[NonNegativeInt, ...] = ()
+    """Row of each of `views` in the network's view embedding."""
     num_workers: NonNegativeInt = Field(default=8, json_schema_extra=affects("nothing"))
     """Loader processes of each reading rank."""
 
@@ -124,13 +130,98 @@ class EdgeControl(Section):
     """Largest distance; the upper threshold is 255 at most."""
 
 
+class VisControl(Section):
+    """Ranges of the random blur and loss of detail, drawn once a window (spec/transfer1-training.md 5.7)."""
+
+    bilateral_probability: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Probability of the bilateral filter alone; the three add up to 1."""
+    gaussian_probability: float = Field(default=0.3, ge=0.0, le=1.0)
+    """Probability of the Gaussian filter alone."""
+    both_probability: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Probability of the bilateral, then the Gaussian filter."""
+    blur_downscale_min: PositiveInt = 1
+    """Smallest number of times that frames are scaled down while they are blurred."""
+    blur_downscale_max: PositiveInt = 4
+    """Largest number of times that frames are scaled down while they are blurred."""
+    bilateral_diameter_min: PositiveInt = 15
+    """Smallest diameter of the bilateral filter in pixels."""
+    bilateral_diameter_max: PositiveInt = 49
+    """Largest diameter of the bilateral filter."""
+    bilateral_sigma_color_min: PositiveInt = 100
+    """Smallest standard deviation over colours, which are 0 to 255."""
+    bilateral_sigma_color_max: PositiveInt = 299
+    """Largest standard deviation over colours."""
+    bilateral_sigma_space_min: PositiveInt = 50
+    """Smallest standard deviation over the distance in pixels."""
+    bilateral_sigma_space_max: PositiveInt = 149
+    """Largest standard deviation over the distance."""
+    bilateral_iterations_min: PositiveInt = 1
+    """Fewest times that the bilateral filter is applied."""
+    bilateral_iterations_max: PositiveInt = 3
+    """Most times that the bilateral filter is applied."""
+    gaussian_size_min: PositiveInt = 21
+    """Smallest width of the Gaussian kernel in pixels; an even one is raised by 1."""
+    gaussian_size_max: PositiveInt = 29
+    """Largest width of the Gaussian kernel."""
+    gaussian_sigma_min: PositiveFloat = 10.5
+    """Smallest standard deviation of the Gaussian kernel in pixels."""
+    gaussian_sigma_max: PositiveFloat = 14.5
+    """Largest standard deviation of the Gaussian kernel."""
+    downscale_min: PositiveInt = 4
+    """Smallest number of times that blurred frames are scaled down before they are scaled up again."""
+    downscale_max: PositiveInt = 17
+    """Largest number of times that blurred frames are scaled down."""
+
+
+class SegControl(Section):
+    """Painting of objects in random colours (spec/transfer1-training.md 5.9)."""
+
+    # All colours of full saturation and value are 1530; colours differ.
+    max_objects: PositiveInt = Field(default=100, le=1000)
+    """Most objects that are painted; training draws a number from 0 to this, or to the clip's objects."""
+    saturation_min: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Smallest saturation of a colour; the largest is 1."""
+    value_min: float = Field(default=0.2, gt=0.0, le=1.0)
+    """Smallest value (brightness) of a colour; the largest is 1."""
+
+
+class KeypointControl(Section):
+    """Drawing of skeletons (spec/transfer1-training.md 5.10)."""
+
+    confidence_min: float = Field(default=0.6, gt=0.0, le=1.0)
+    """Keypoints of less confidence are not drawn, and neither are links to them."""
+    point_radius: PositiveInt = 2
+    """Radius of a keypoint in pixels."""
+    line_width: PositiveInt = 4
+    """Width of a link in pixels."""
+
+
+class UpscaleControl(Section):
+    """Random loss of resolution, one a window (spec/transfer1-training.md 5.11)."""
+
+    divisors: tuple[PositiveInt, ...] = Field(default=(6, 3, 2), min_length=1)
+    """Numbers of times that the resolution is lowered."""
+    probabilities: tuple[NonNegativeFloat, ...] = Field(default=(0.3, 0.5, 0.2), min_length=1)
+    """Probability of each divisor; they add up to 1."""
+
+
 class Control(Section):
     """The control input."""
 
-    kind: Literal["edge"]
+    kind: Literal["edge", "vis", "depth", "seg", "keypoint", "upscale", "hdmap", "lidar"]
     """Which control input the branch learns."""
+    grayscale: bool = False
+    """Whether the three colours of the hint are replaced by their mean."""
     edge: EdgeControl = EdgeControl()
     """Used where kind is "edge"."""
+    vis: VisControl = VisControl()
+    """Used where kind is "vis"."""
+    seg: SegControl = SegControl()
+    """Used where kind is "seg"."""
+    keypoint: KeypointControl = KeypointControl()
+    """Used where kind is "keypoint"."""
+    upscale: UpscaleControl = UpscaleControl()
+    """Used where kind is "upscale"."""
 
 
 class Objective(Section):
@@ -153,7 +244,9 @@ class Objective(Section):
     hint_dropout_rate: float = Field(default=0.3, ge=0.0, le=1.0)
     """Probability of dropping each control of several; a single control is never dropped."""
     max_condition_frames: NonNegativeInt = 2
-    """Given latent frames are drawn uniformly from 0 to this number."""
+    """Given latent frames are drawn uniformly from 0 to this number; of several views, as many of each."""
+    main_view_given: bool = False
+    """Whether all frames of the main view are given, where there are several views."""
     condition_log_sigma_mean: float = -3.0
     """Mean of ln sigma of the noise on given frames."""
     condition_log_sigma_std: NonNegativeFloat = 2.0
@@ -327,6 +420,16 @@ class Recipe(Section):
     def num_latent_frames(self) -> int:
         """Latent frames of a sample."""
         return (self.data.num_frames - 1) // LATENT_FRAMES + 1
+
+    @property
+    def num_views(self) -> int:
+        """Views that are stacked along time in one sample."""
+        return self.network.base.n_views
+
+    @property
+    def takes_given_frames(self) -> bool:
+        """Whether the networks have a channel that marks given frames."""
+        return self.network.base.in_channels + int(self.network.base.is_extend_model) > LATENT_CHANNELS
 
     @property
     def video_sizes_wh(self) -> dict[str, tuple[int, int]]:

@@ -4,29 +4,34 @@ Video and control stay uint8 until they are on the device: they are what is broa
 
 A sample holds `clip_id` (str), `ordinal` (int64 [], -1 in evaluation), `video` and `hint` (uint8 [3, T, H, W]), `text`
 (float32 [M, D]), `fps` (float32 []), `padding_mask` (float32 [1, H, W], 1 where the picture is padded) and `image_size`
-(float32 [4]: height and width, then those without the padding).
+(float32 [4]: height and width, then those without the padding). Several views lie one after the other along T and M;
+`view_indices` (int64 [latent frames]) then says which camera each latent frame is of.
 """
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldtune.common.errors import WorldtuneError
-from worldtune.controls.edge import EDGE_RESOLUTION, canny, draw_thresholds
-from worldtune.dataset.clips import Clip, Dataset
+from worldtune.controls.protocol import ControlSource
+from worldtune.controls.registry import CONTROL_KINDS
+from worldtune.dataset.clips import CONTROL_SUFFIXES, Clip, Dataset
+from worldtune.dataset.fitting import SPLITS, aspect_ratio, check_dataset, long_enough
 from worldtune.dataset.text import read_t5
-from worldtune.media.geometry import fit, nearest_aspect_ratio
+from worldtune.media.geometry import FitResult, fit
 from worldtune.media.video import read_frames
-from worldtune.recipe.schema import VIDEO_SIZES_WH, Recipe
+from worldtune.recipe.schema import Recipe
 from worldtune.training.held_out import measured_clips
 from worldtune.training.order import clip_index
 from worldtune.training.random import numpy_generator
 from worldtune.training.task import Sample
 
+SHOWN_CLIPS = 20
+"""Clips that are left out and named in the log."""
 logger = logging.getLogger(__name__)
 
 
@@ -37,36 +42,24 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         """Take the clips that are long enough for the recipe.
 
         Raises:
-            WorldtuneError: a split has none, the clips cannot be stacked as the recipe wants, the control is missing,
-                or the text is of another width.
+            WorldtuneError: the dataset does not fit the recipe.
         """
+        check_dataset(dataset, recipe)
         self.root = Path(dataset.root)
+        self.scenes = dataset.scenes
         self.recipe = recipe
-        self.train_clips = long_enough(dataset.split("train"), recipe.data.num_frames, "train")
-        self.held_out_clips = long_enough(dataset.split("held_out"), recipe.data.num_frames, "held_out")
+        self.train_clips = long_enough(dataset.split("train"), recipe.data.num_frames)
+        self.held_out_clips = long_enough(dataset.split("held_out"), recipe.data.num_frames)
+        self._log_left_out(dataset)
         self.measured_clips = measured_clips(dataset, recipe)
-        if not self.train_clips:
-            raise WorldtuneError(
-                f"Dataset {dataset.name} has no training clip of at least {recipe.data.num_frames} frames. "
-                "Give longer clips or lower data.num_frames in the recipe."
-            )
-        # Found out at the end of a run otherwise, when its manifest is written.
-        if not self.held_out_clips:
-            raise WorldtuneError(
-                f"Dataset {dataset.name} has no held-out clip of at least {recipe.data.num_frames} frames, on which "
-                "the run would be measured. Raise the dataset's held_out_fraction in the configuration, give longer "
-                "clips, or lower data.num_frames in the recipe."
-            )
-        check_stackable(self.train_clips, recipe)
-        if recipe.control.kind not in dataset.controls:
-            raise WorldtuneError(
-                f"Dataset {dataset.name} has no {recipe.control.kind} controls, only {list(dataset.controls)}. Add "
-                f"{recipe.control.kind!r} to its controls in the configuration and make them."
-            )
-        if dataset.text_channels != recipe.network.base.crossattn_emb_channels:
-            raise WorldtuneError(
-                f"Dataset {dataset.name} has text embeddings of {dataset.text_channels} channels, the network takes "
-                f"{recipe.network.base.crossattn_emb_channels}. Set the dataset's text_encoder to the network's."
+
+    def _log_left_out(self, dataset: Dataset) -> None:
+        used = {clip.clip_id for clip in (*self.train_clips, *self.held_out_clips)}
+        short = [clip.clip_id for split in SPLITS for clip in dataset.split(split) if clip.clip_id not in used]
+        if short:
+            logger.warning(
+                "%d clips have fewer than %d frames and are left out: %s",
+                *(len(short), self.recipe.data.num_frames, ", ".join(short[:SHOWN_CLIPS])),
             )
 
     def __len__(self) -> int:
@@ -74,76 +67,90 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         return len(self.train_clips)
 
     def __getitem__(self, ordinal: int) -> Sample:
-        """Return the training sample with this global number: a drawn window under a drawn control."""
+        """Return the training sample with this global number: a drawn window under a drawn control, of drawn views."""
         recipe = self.recipe
         seed = recipe.training.seed
         clip = self.train_clips[clip_index(seed, ordinal, len(self.train_clips))]
         assert clip.num_frames is not None
         last_start = clip.num_frames - recipe.data.num_frames
         start = int(numpy_generator(seed, "window", ordinal).integers(0, last_start + 1))
-        frames = read_frames(clip.video_path(self.root), start, recipe.data.num_frames)
-        low, high = draw_thresholds(recipe.control.edge, numpy_generator(seed, "control", ordinal))
-        size_wh = VIDEO_SIZES_WH[EDGE_RESOLUTION][aspect_ratio(clip)]
-        return self._assemble(clip, ordinal, frames, canny(frames, low, high, size_wh))
+        views = draw_views(recipe, numpy_generator(seed, "views", ordinal))
+        # One stream for all views, which thereby have different colours of objects, but one after the other.
+        stream = numpy_generator(seed, "control", ordinal)
+        parts = [self._view(part, start, stream) for part in self._clips(clip, views)]
+        return self._assemble(clip, ordinal, parts, views)
 
     def evaluation_sample(self, clip: Clip) -> Sample:
-        """Return the first window of a clip under its fixed control map."""
-        num_frames = self.recipe.data.num_frames
-        frames = read_frames(clip.video_path(self.root), 0, num_frames)
-        hint = read_frames(clip.control_path(self.root, self.recipe.control.kind), 0, num_frames)
-        return self._assemble(clip, -1, frames, hint)
+        """Return the first window of a clip under its fixed control; of several views the first ones."""
+        views = range(self.recipe.num_views) if self.recipe.data.views else ()
+        return self._assemble(clip, -1, [self._view(part, 0, None) for part in self._clips(clip, views)], views)
 
-    def _assemble(self, clip: Clip, ordinal: int, frames_thwc: np.ndarray, hint_thwc: np.ndarray) -> Sample:
-        size_wh = self.recipe.video_sizes_wh[aspect_ratio(clip)]
-        video = fit(frames_thwc, size_wh)
-        hint = fit(hint_thwc, size_wh, source_wh=(frames_thwc.shape[2], frames_thwc.shape[1]))
-        channels = self.recipe.network.base.crossattn_emb_channels
-        return {
+    def _clips(self, clip: Clip, views: Sequence[int]) -> list[Clip]:
+        """Return the clips of the chosen views, or the clip itself where there is but one view."""
+        names = self.recipe.data.views
+        return [self.scenes[clip.clip_id][names[view]] for view in views] if views else [clip]
+
+    def _view(self, clip: Clip, start: int, stream: np.random.Generator | None) -> "_View":
+        """Read one clip's window and its control: drawn from `stream`, or the fixed one where there is none."""
+        recipe = self.recipe
+        kind, num_frames = recipe.control.kind, recipe.data.num_frames
+        size_wh = recipe.video_sizes_wh[aspect_ratio(clip)]
+        source = ControlSource(
+            frames=read_frames(clip.video_path(self.root), start, num_frames),
+            start=start,
+            file=clip.control_path(self.root, kind) if kind in CONTROL_SUFFIXES else None,
+            size_wh=size_wh,
+        )
+        control = CONTROL_KINDS[kind]
+        controlled = (
+            control.evaluation(source, recipe.control)
+            if stream is None
+            else control.training(source, recipe.control, stream)
+        )
+        video = fit(controlled.video, size_wh)
+        height, width = controlled.video.shape[1:3]
+        text = read_t5(clip.t5_path(self.root), recipe.data.text_tokens, recipe.network.base.crossattn_emb_channels)
+        return _View(
+            video=video,
+            hint=fit(controlled.hint, size_wh, source_wh=(width, height)).frames,
+            text=torch.from_numpy(text),
+        )
+
+    def _assemble(self, clip: Clip, ordinal: int, parts: Sequence["_View"], views: Sequence[int]) -> Sample:
+        first = parts[0].video
+        sample: Sample = {
             "clip_id": clip.clip_id,
             "ordinal": torch.tensor(ordinal),
-            "video": _channels_first(video.frames),
-            "hint": _channels_first(hint.frames),
-            "text": torch.from_numpy(read_t5(clip.t5_path(self.root), self.recipe.data.text_tokens, channels)),
+            "video": _channels_first(np.concatenate([part.video.frames for part in parts])),
+            "hint": _channels_first(np.concatenate([part.hint for part in parts])),
+            "text": torch.cat([part.text for part in parts]),
             "fps": torch.tensor(clip.fps, dtype=torch.float32),
-            "padding_mask": torch.from_numpy(video.padding_mask)[None],
-            "image_size": torch.tensor(video.image_size, dtype=torch.float32),
+            "padding_mask": torch.from_numpy(first.padding_mask)[None],
+            "image_size": torch.tensor(first.image_size, dtype=torch.float32),
         }
+        if views:
+            rows = torch.tensor([self.recipe.data.view_indices[view] for view in views])
+            sample["view_indices"] = rows.repeat_interleave(self.recipe.num_latent_frames)
+        return sample
 
 
-def long_enough(clips: Sequence[Clip], num_frames: int, split: str) -> list[Clip]:
-    """Return the clips of at least `num_frames` frames, and say which are left out."""
-    usable = [clip for clip in clips if clip.num_frames is not None and clip.num_frames >= num_frames]
-    if len(usable) < len(clips):
-        short = sorted({clip.clip_id for clip in clips} - {clip.clip_id for clip in usable})
-        logger.warning(
-            "%d of %d %s clips have fewer than %d frames and are left out: %s",
-            *(len(short), len(clips), split, num_frames, ", ".join(short[:20])),
-        )
-    return usable
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    """One view's share of a sample."""
+
+    video: FitResult
+    hint: np.ndarray
+    """uint8 [T, H, W, 3]."""
+    text: Tensor
+    """float32 [M, D]."""
 
 
-def aspect_ratio(clip: Clip) -> str:
-    """Return the aspect ratio that a usable clip is fitted to."""
-    assert clip.width is not None
-    assert clip.height is not None
-    return nearest_aspect_ratio(clip.width, clip.height)
-
-
-def check_stackable(clips: Sequence[Clip], recipe: Recipe) -> None:
-    """Check that the clips can be stacked to micro-batches of the recipe.
-
-    Raises:
-        WorldtuneError: a micro-batch has several samples, and the clips come to different sizes.
-    """
-    size = recipe.training.micro_batch_size
-    ratios = {aspect_ratio(clip): clip.clip_id for clip in clips}
-    if size > 1 and len(ratios) > 1:
-        named = [f"{ratio} (clip {clip_id})" for ratio, clip_id in sorted(ratios.items())]
-        raise WorldtuneError(
-            f"training.micro_batch_size is {size}, which needs clips of one aspect ratio, but the dataset has "
-            f"{', '.join(named)}. Set it to 1 and raise training.gradient_accumulation instead, or use a dataset of "
-            "one aspect ratio."
-        )
+def draw_views(recipe: Recipe, rng: np.random.Generator) -> tuple[int, ...]:
+    """Draw a sample's views as positions in data.views: the main one and others, in order; empty for one view."""
+    if not recipe.data.views:
+        return ()
+    others = rng.choice(len(recipe.data.views) - 1, size=recipe.num_views - 1, replace=False) + 1
+    return (0, *sorted(int(other) for other in others))
 
 
 def _channels_first(frames_thwc: np.ndarray) -> Tensor:

@@ -4,6 +4,7 @@ Shape suffixes: b batch, c latent channel, t latent frames, h, w latent height a
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,12 @@ class Conditions:
     """1 where the picture is padded, [B, 1, height, width] in pixels."""
     indicator_bt: Tensor
     """1 where a latent frame is given, [B, T]."""
+    view_indices_bt: Tensor | None = None
+    """Row of each latent frame's camera in the view embedding, int64 [B, T]; None for clips of one view."""
 
     def to(self, device: torch.device) -> "Conditions":
         """Return the same conditions on `device`."""
-        return Conditions(**{name: value.to(device) for name, value in vars(self).items()})
+        moved: dict[str, Any] = {
+            name: None if value is None else value.to(device) for name, value in vars(self).items()
+        }
+        return Conditions(**moved)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.mesh import build_mesh
 from worldtune.recipe.network import NetworkConfig
 from worldtune.recipe.schema import LATENT_CHANNELS, Recipe
@@ -61,8 +60,15 @@ class Denoiser:
             padding_mask=conditions.padding_mask,
             fps=conditions.fps,
             condition_video_input_mask=mask if self.takes_given_frames else None,
+            view_indices=conditions.view_indices_bt,
+            frame_repeat=self._frame_repeat(noisy_bcthw),
         )
         return terms.c_skip * noisy_bcthw + terms.c_out * output.to(noisy_bcthw.dtype)
+
+    def _frame_repeat(self, noisy_bcthw: Tensor) -> Tensor | None:
+        """Return that no frame is repeated, where the networks embed it."""
+        config = self.base.config
+        return noisy_bcthw.new_zeros(len(noisy_bcthw), config.n_views) if config.add_repeat_frame_embedding else None
 
     @torch.no_grad()
     def log_variance(self, sigma_b: Tensor) -> Tensor:
@@ -109,7 +115,7 @@ def build_denoiser(
         device: of this rank.
 
     Raises:
-        WorldtuneError: a checkpoint does not fit its network, or the recipe gives frames to networks that take none.
+        WorldtuneError: a checkpoint does not fit its network.
     """
     base = make_network(BaseNetwork, recipe.network.base, recipe, mesh, device)
     reports = {"base": load_network(base, base_state)}
@@ -126,11 +132,6 @@ def build_denoiser(
     base.requires_grad_(False)
     logvar.requires_grad_(False)
     denoiser = Denoiser(base, control, logvar, sigma_data=recipe.objective.sigma_data)
-    if recipe.objective.max_condition_frames and not denoiser.takes_given_frames:
-        raise WorldtuneError(
-            f"objective.max_condition_frames is {recipe.objective.max_condition_frames}, but a network with "
-            f"in_channels = {recipe.network.base.in_channels} has no channel for given frames. Set it to 0."
-        )
     return BuiltDenoiser(denoiser=denoiser, load_reports=reports)
 
 

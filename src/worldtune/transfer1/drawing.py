@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, join_checkpoint
+from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, read_json, write_json
 from worldtune.common.progress import progress
 from worldtune.common.versions import stage_version
@@ -23,6 +25,7 @@ from worldtune.training.task import Sample
 from worldtune.transfer1.batch import ClipDataset
 from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser, single_process_mesh, single_process_recipe
 from worldtune.transfer1.export import WEIGHTS, check_base, read_export, read_exported, split_file
+from worldtune.transfer1.objective import given_frames
 from worldtune.transfer1.sampler import draw_latents
 from worldtune.transfer1.task import LatentEncoder, encode_sample
 from worldtune.transfer1.tokenizer import VideoTokenizer
@@ -65,6 +68,8 @@ def draw_run(
     model_dir = run_dir / "model"
     recipe, provenance = read_export(model_dir)
     check_trained(provenance, expected, model_dir / "provenance.json", run_dir)
+    if num_given_frames and not recipe.takes_given_frames:
+        raise WorldtuneError(f"{run_dir.name} has networks that take no given frames. Leave --given-frames at 0.")
     recipe = single_process_recipe(recipe)
     note = {
         "format": SAMPLES_FORMAT,
@@ -95,9 +100,9 @@ def draw_run(
     for clip in progress(chosen, "samples"):
         started = time.monotonic()
         sample = clips.evaluation_sample(clip)
-        drawn = draw_sample(denoiser, encoder, sample, sampling=sampling, num_given_frames=num_given_frames)
-        rows = [_frames(sample["hint"]), _frames(sample["video"]), drawn]
-        files = write_comparison(output_dir / clip.clip_id, rows, float(sample["fps"]))
+        drawn = draw_sample(denoiser, encoder, sample, recipe, sampling=sampling, num_given_frames=num_given_frames)
+        columns = [_views_stacked(video, recipe.num_views) for video in (sample["hint"], sample["video"], drawn)]
+        files = write_comparison(output_dir / clip.clip_id, columns, float(sample["fps"]))
         entries.append(
             {
                 "clip_id": clip.clip_id,
@@ -133,18 +138,27 @@ def _load(
 
 
 def draw_sample(
-    denoiser: Denoiser, encoder: LatentEncoder, sample: Sample, *, sampling: Sampling, num_given_frames: int
-) -> np.ndarray:
-    """Return the drawn frames of one evaluation sample, uint8 [T, H, W, 3]."""
-    latents, conditions = encode_sample(sample, encoder)
-    drawn = draw_latents(denoiser, conditions, config=sampling, given_bcthw=latents, num_given_frames=num_given_frames)
+    denoiser: Denoiser,
+    encoder: LatentEncoder,
+    sample: Sample,
+    recipe: Recipe,
+    *,
+    sampling: Sampling,
+    num_given_frames: int,
+) -> Tensor:
+    """Return the drawn frames of one evaluation sample, uint8 [3, T, H, W], views stacked along T."""
+    latents, conditions = encode_sample(sample, encoder, recipe)
+    indicator_t = given_frames(latents.shape[2], num_given_frames, config=recipe.objective, num_views=recipe.num_views)
+    conditions = replace(conditions, indicator_bt=indicator_t[None].to(encoder.device))
+    drawn = draw_latents(denoiser, conditions, config=sampling, given_bcthw=latents)
     pixels = encoder.tokenizer.decode(drawn / denoiser.sigma_data)[0].float()
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
-def _frames(video: Tensor | str) -> np.ndarray:
+def _views_stacked(video: Tensor | str, num_views: int) -> np.ndarray:
+    """Return the frames [T, V * H, W, 3] of a video [3, V * T, H, W]: views one above the other."""
     assert isinstance(video, Tensor)
-    return video.permute(1, 2, 3, 0).numpy()
+    return video.unflatten(1, (num_views, -1)).permute(2, 1, 3, 4, 0).flatten(1, 2).numpy()
 
 
 def write_comparison(stem: Path, columns: Sequence[np.ndarray], fps: float) -> dict[str, Any]:

@@ -56,6 +56,7 @@ CHAIN = (
     ("validate", "dataset/validate.py", "datasets/{dataset}/dataset.json"),
     ("split_checkpoint", "checkpoint/splitting.py", "{base_split}"),
     ("load_report", "", "{run_dir}/load_report.json"),
+    ("dataset_report", "dataset/fitting.py", "{run_dir}/dataset_report.json"),
     ("train", "training/trainer.py", "{run_dir}/manifest.json"),
     ("export", "transfer1/export.py", "{run_dir}/model"),
 )

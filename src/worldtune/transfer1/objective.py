@@ -75,18 +75,20 @@ class Draws:
         return Draws(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-def draw(ordinals: Sequence[int], latent_shape_cthw: Sequence[int], *, seed: int, config: Objective) -> Draws:
+def draw(
+    ordinals: Sequence[int], latent_shape_cthw: Sequence[int], *, seed: int, config: Objective, num_views: int = 1
+) -> Draws:
     """Draw noise levels, noise, given frames and dropped texts of the samples with these ordinals, on the CPU.
 
     Args:
         ordinals: global sample numbers, one a sample.
-        latent_shape_cthw: shape of one sample's latents.
+        latent_shape_cthw: shape of one sample's latents, all views along time.
         seed: seed of the run.
         config: distributions.
+        num_views: views that are stacked along time; the video adjustment counts the frames of one.
     """
-    num_latent_frames = latent_shape_cthw[1]
+    num_latent_frames = latent_shape_cthw[1] // num_views
     sigma_multiplier = math.sqrt(num_latent_frames) if config.adjust_video_noise else 1.0
-    frames_t = torch.arange(num_latent_frames)
     rows: dict[str, list[Tensor]] = {
         name: [] for name in ("sigma", "noise", "indicator", "condition_sigma", "condition_noise", "keep_text")
     }
@@ -102,7 +104,7 @@ def draw(ordinals: Sequence[int], latent_shape_cthw: Sequence[int], *, seed: int
         rows["sigma"].append(sigma * sigma_multiplier)
         rows["noise"].append(normal("noise", latent_shape_cthw))
         num_given = int(uniform("condition_frames") * (min(config.max_condition_frames, num_latent_frames) + 1))
-        rows["indicator"].append((frames_t < num_given).float())
+        rows["indicator"].append(given_frames(latent_shape_cthw[1], num_given, config=config, num_views=num_views))
         condition_deviation = config.condition_log_sigma_std * normal("condition_sigma")
         rows["condition_sigma"].append((config.condition_log_sigma_mean + condition_deviation).exp())
         rows["condition_noise"].append(normal("condition_noise", latent_shape_cthw))
@@ -116,6 +118,25 @@ def draw(ordinals: Sequence[int], latent_shape_cthw: Sequence[int], *, seed: int
         condition_noise_bcthw=stacked["condition_noise"],
         keep_text_b=stacked["keep_text"],
     )
+
+
+def given_frames(num_latent_frames: int, num_given: int, *, config: Objective, num_views: int = 1) -> Tensor:
+    """Return the indicator of given latent frames, float32 [T] (spec/transfer1-training.md 2.8).
+
+    The first `num_given` frames of every view are given and, where the objective says so, the whole main view.
+
+    Args:
+        num_latent_frames: T, all views together.
+        num_given: frames given of each view.
+        config: whether the main view is given.
+        num_views: views that are stacked along time, the main one first.
+    """
+    frames_a_view = num_latent_frames // num_views
+    frames_t = torch.arange(num_latent_frames)
+    indicator_t = (frames_t % frames_a_view) < num_given
+    if config.main_view_given:
+        indicator_t |= frames_t < frames_a_view
+    return indicator_t.float()
 
 
 def add_noise(x0_bcthw: Tensor, draws: Draws, *, sigma_data: float) -> Tensor:

@@ -104,16 +104,14 @@ def draw_latents(
     *,
     config: Sampling,
     given_bcthw: Tensor,
-    num_given_frames: int,
 ) -> Tensor:
     """Draw the latents of one clip.
 
     Args:
         denoiser: predicts clean latents from noisy ones, noise levels and conditions.
-        conditions: control, text and the rest; its indicator is replaced.
+        conditions: control, text and the rest; its indicator says which frames are given.
         config: steps, guidance, noise levels, seed.
-        given_bcthw: clean latents; only their first `num_given_frames` frames are shown to the model.
-        num_given_frames: latent frames that are given; 0 draws all of them.
+        given_bcthw: clean latents; only their given frames are shown to the model.
 
     Returns:
         Clean latents, float64, of the shape of `given_bcthw`.
@@ -121,8 +119,7 @@ def draw_latents(
     device = given_bcthw.device
     given = given_bcthw.double()
     noise = initial_noise(given.shape, seed=config.seed).to(device)
-    frames_t = torch.arange(given.shape[2], device=device)
-    indicator_bt = (frames_t < num_given_frames).float().expand(len(given), -1)
+    indicator_bt = conditions.indicator_bt
     condition_sigma_b = torch.full((len(given),), GIVEN_SIGMA, dtype=torch.float64, device=device)
 
     def denoise(x: Tensor, sigma: float, text: Tensor) -> Tensor:

@@ -12,16 +12,17 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from worldtune.common.progress import progress
 from worldtune.dataset.clips import Clip
+from worldtune.dataset.fitting import aspect_ratio
 from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_FRAMES, LATENT_PIXELS, Recipe
 from worldtune.training.inputs import Inputs, read_own_shard
 from worldtune.training.random import generator
 from worldtune.training.task import Batch, LossOutput, Sample, ValidationRow
-from worldtune.transfer1.batch import ClipDataset, aspect_ratio
+from worldtune.transfer1.batch import ClipDataset
 from worldtune.transfer1.conditions import Conditions
 from worldtune.transfer1.control import ControlNetwork
 from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser
 from worldtune.transfer1.loading import LoadReport
-from worldtune.transfer1.objective import add_noise, draw, edm_loss
+from worldtune.transfer1.objective import add_noise, draw, edm_loss, given_frames
 from worldtune.transfer1.tokenizer import VideoTokenizer
 
 VALIDATION_SEED = 0
@@ -74,7 +75,8 @@ class LatentEncoder:
             if index % size == rank:
                 latents.append(self.tokenizer.encode(video.to(self.device, self.dtype) / 127.5 - 1).contiguous())
             else:
-                latents.append(torch.empty(latent_shape(video.shape), dtype=self.dtype, device=self.device))
+                shape = latent_shape(video.shape, self.tokenizer.num_frames)
+                latents.append(torch.empty(shape, dtype=self.dtype, device=self.device))
         if size > 1:
             group = self._mesh.get_group()
             for index, latent in enumerate(latents):
@@ -82,10 +84,10 @@ class LatentEncoder:
         return [latent.float() * self.sigma_data for latent in latents]
 
 
-def latent_shape(video_shape_bcthw: Sequence[int]) -> tuple[int, int, int, int, int]:
-    """Return the shape of the latents of a video [B, 3, T, H, W]."""
+def latent_shape(video_shape_bcthw: Sequence[int], frames_a_view: int) -> tuple[int, int, int, int, int]:
+    """Return the shape of the latents of a video [B, 3, T, H, W] whose views of so many frames are stacked along T."""
     batch, _, frames, height, width = video_shape_bcthw
-    num_latent_frames = (frames - 1) // LATENT_FRAMES + 1
+    num_latent_frames = frames // frames_a_view * ((frames_a_view - 1) // LATENT_FRAMES + 1)
     return batch, LATENT_CHANNELS, num_latent_frames, height // LATENT_PIXELS, width // LATENT_PIXELS
 
 
@@ -138,7 +140,11 @@ class Transfer1Task:
         recipe, device = self.recipe, self.encoder.device
         latents, hint = self.encoder(batch["video"], batch["hint"])
         draws = draw(
-            batch["ordinal"].tolist(), latents.shape[1:], seed=recipe.training.seed, config=recipe.objective
+            batch["ordinal"].tolist(),
+            latents.shape[1:],
+            seed=recipe.training.seed,
+            config=recipe.objective,
+            num_views=recipe.num_views,
         ).to(device)
         conditions = Conditions(
             hint_bcthw=hint,
@@ -146,6 +152,7 @@ class Transfer1Task:
             fps=batch["fps"],
             padding_mask=batch["padding_mask"],
             indicator_bt=draws.indicator_bt,
+            view_indices_bt=batch.get("view_indices"),
         )
         noisy = add_noise(latents, draws, sigma_data=recipe.objective.sigma_data)
         prediction = self.denoiser(noisy, draws.sigma_b, conditions)
@@ -165,7 +172,7 @@ class Transfer1Task:
 
     @torch.no_grad()
     def validate(self) -> list[ValidationRow]:
-        """Measure the weighted squared error on held-out clips: fixed noise, text given, no frames given.
+        """Measure the weighted squared error on held-out clips: fixed noise, text given, no more frames than always.
 
         Each clip is measured with its own control and, under the same noise, with that of the next held-out clip of its
         size. Data-parallel ranks share the clips; all ranks return all rows.
@@ -216,23 +223,28 @@ class Transfer1Task:
     def _prepare(self, clip: Clip) -> _HeldOutClip:
         if clip.clip_id not in self._held_out:
             sample = self.dataset.evaluation_sample(clip)
-            latents, conditions = encode_sample(sample, self.encoder)
+            latents, conditions = encode_sample(sample, self.encoder, self.recipe)
             cpu = torch.device("cpu")
             held_out = _HeldOutClip(latents=latents.to(cpu), conditions=conditions.to(cpu))
             self._held_out[clip.clip_id] = held_out
         return self._held_out[clip.clip_id]
 
 
-def encode_sample(sample: Sample, encoder: LatentEncoder) -> tuple[Tensor, Conditions]:
-    """Return the latents [1, 16, T, H, W] and the conditions of one evaluation sample on the device; no frame given."""
+def encode_sample(sample: Sample, encoder: LatentEncoder, recipe: Recipe) -> tuple[Tensor, Conditions]:
+    """Return the latents [1, 16, T, H, W] and the conditions of one evaluation sample on the device.
+
+    No frame is given, but the main view where the recipe gives that always.
+    """
     tensors = {key: value[None].to(encoder.device) for key, value in sample.items() if isinstance(value, Tensor)}
     latents, hint = encoder(tensors["video"], tensors["hint"])
+    indicator_t = given_frames(latents.shape[2], 0, config=recipe.objective, num_views=recipe.num_views)
     conditions = Conditions(
         hint_bcthw=hint,
         text=tensors["text"],
         fps=tensors["fps"],
         padding_mask=tensors["padding_mask"],
-        indicator_bt=torch.zeros(1, latents.shape[2], device=encoder.device),
+        indicator_bt=indicator_t[None].to(encoder.device),
+        view_indices_bt=tensors.get("view_indices"),
     )
     return latents, conditions
 
