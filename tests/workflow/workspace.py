@@ -48,6 +48,8 @@ class Workspace:
         for name, pattern in (
             ("base_training.py", r"(num_steps=)\d+(, batch)"),
             ("checkpoints.py", r"(\nNUM_SCENES = )\d+(\n)"),
+            ("driving_checkpoints.py", r"(num_steps=)\d+(, batch)"),
+            ("driving_checkpoints.py", r"(\nNUM_SCENES = )\d+(\n)"),
         ):
             path = self.root / "src/worldtune/demo" / name
             text, count = re.subn(pattern, r"\g<1>2\g<2>", path.read_text())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldtune.common.progress import progress
 from worldtune.recipe.network import NetworkConfig
-from worldtune.recipe.schema import Objective
+from worldtune.recipe.schema import LATENT_CHANNELS, Objective
 from worldtune.training.random import generator
 from worldtune.transfer1.loading import initialise
 from worldtune.transfer1.logvar import LogVariance
@@ -53,10 +53,17 @@ class Clips:
     """What is trained on."""
 
     latents: Tensor
-    """Clean latents times sigma_data, float32 [N, 16, T, H, W]."""
+    """Clean latents times sigma_data, float32 [N, 16, T, H, W]; several views lie one after the other along T."""
     text: Tensor
-    """Text embeddings padded with zeros, float32 [N, M, C]."""
+    """Text embeddings padded with zeros, float32 [N, M, C]; of several views one after the other along M."""
     fps: float
+    view_indices: tuple[int, ...] = ()
+    """Camera of each view; empty for clips of one view."""
+
+    @property
+    def num_views(self) -> int:
+        """Views of a clip."""
+        return max(len(self.view_indices), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,14 @@ class TrainedBase:
     """Weighted squared error of each step."""
 
 
-def train_base(config: NetworkConfig, clips: Clips, *, seed: int, phases: tuple[Phase, ...] = PHASES) -> TrainedBase:
+def train_base(
+    config: NetworkConfig,
+    clips: Clips,
+    *,
+    seed: int,
+    phases: tuple[Phase, ...] = PHASES,
+    objective: Objective = OBJECTIVE,
+) -> TrainedBase:
     """Train a base network and its uncertainty head from fresh weights, on the CPU in float32."""
     base, logvar = BaseNetwork(config), LogVariance()
     initialise(base, generator(seed, "base"))
@@ -85,15 +99,15 @@ def train_base(config: NetworkConfig, clips: Clips, *, seed: int, phases: tuple[
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
         ordinals = range(step * phase.batch_size, (step + 1) * phase.batch_size)
         x0, text = _batch(clips, phase, step, seed)
-        draws = draw(ordinals, x0.shape[1:], seed=seed, config=OBJECTIVE)
-        prediction = predict(base, x0, text, draws, fps=clips.fps)
+        draws = draw(ordinals, x0.shape[1:], seed=seed, config=objective, num_views=clips.num_views)
+        prediction = predict(base, x0, text, draws, fps=clips.fps, view_indices=clips.view_indices)
         loss = edm_loss(
             prediction,
             x0,
             sigma_b=draws.sigma_b,
             indicator_bt=draws.indicator_bt,
-            log_variance_b=logvar(scaling(draws.sigma_b, OBJECTIVE.sigma_data).c_noise).flatten(),
-            config=OBJECTIVE,
+            log_variance_b=logvar(scaling(draws.sigma_b, objective.sigma_data).c_noise).flatten(),
+            config=objective,
         )
         optimizer.zero_grad()
         loss.loss.backward()
@@ -103,8 +117,13 @@ def train_base(config: NetworkConfig, clips: Clips, *, seed: int, phases: tuple[
     return TrainedBase(base=base.requires_grad_(False), logvar=logvar.requires_grad_(False), losses=tuple(losses))
 
 
-def predict(base: BaseNetwork, x0: Tensor, text: Tensor, draws: Draws, *, fps: float) -> Tensor:
+def predict(
+    base: BaseNetwork, x0: Tensor, text: Tensor, draws: Draws, *, fps: float, view_indices: tuple[int, ...] = ()
+) -> Tensor:
     """Return the base's prediction of the clean latents `x0` [B, 16, T, H, W] from what `draws` makes of them."""
+    mask = frame_mask(draws.indicator_bt).expand(-1, -1, -1, *x0.shape[-2:])
+    cameras = torch.tensor(view_indices).repeat_interleave(x0.shape[2] // max(len(view_indices), 1))
+    repeats = torch.zeros(len(x0), len(view_indices)) if base.config.add_repeat_frame_embedding else None
     terms = scaling(draws.sigma_b, OBJECTIVE.sigma_data)
     noisy = add_noise(x0, draws, sigma_data=OBJECTIVE.sigma_data)
     output = base(
@@ -113,7 +132,9 @@ def predict(base: BaseNetwork, x0: Tensor, text: Tensor, draws: Draws, *, fps: f
         text * draws.keep_text_b[:, None, None],
         padding_mask=torch.zeros(1, 1, *x0.shape[-2:]),
         fps=torch.full((len(x0),), fps),
-        condition_video_input_mask=frame_mask(draws.indicator_bt).expand(-1, -1, -1, *x0.shape[-2:]),
+        condition_video_input_mask=mask if base.num_given_channels > LATENT_CHANNELS else None,
+        view_indices=cameras.expand(len(x0), -1) if view_indices else None,
+        frame_repeat=repeats,
     )
     return terms.c_skip * noisy + terms.c_out * output
 
@@ -158,5 +179,5 @@ def _batch(clips: Clips, phase: Phase, step: int, seed: int) -> tuple[Tensor, Te
         for whole, part in zip(clips.latents.shape[-2:], phase.cutting_hw, strict=True)
     )
     cutting = clips.latents[chosen][..., top : top + height, left : left + width]
-    # Attention to zeros is zero, however many there are; two are the fewest that a network takes.
-    return cutting, torch.zeros(phase.batch_size, 2, clips.text.shape[-1])
+    # Attention to zeros is zero, however many there are; two of each view are the fewest that a network takes.
+    return cutting, torch.zeros(phase.batch_size, 2 * clips.num_views, clips.text.shape[-1])

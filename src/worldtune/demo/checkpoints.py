@@ -33,6 +33,8 @@ NETWORKS = "worldtune/demo-transfer1"
 TEXT_ENCODER = "worldtune/demo-t5"
 TOKENIZER = "worldtune/demo-tokenizer"
 """Folders below the checkpoints' folder."""
+CONTROLS = tuple(f"{name}_control" for name in ("vis", "edge", "depth", "seg", "keypoint", "4kupscaler"))
+"""Names of the released branches for any video."""
 
 SCENE_SEED = 7919
 """Added to the seed for the base's scenes, which are thereby other ones than the dataset's."""
@@ -77,7 +79,8 @@ def make_checkpoints(
         started = time.monotonic()
         trained = train_base(NetworkConfig(**sizes["base"]), clips, seed=seed, phases=phases)
         logger.info("trained the base in %.1f s", time.monotonic() - started)
-        _write_networks(checkpoints / NETWORKS, trained, ControlNetworkConfig(**sizes["control"]), seed)
+        control = ControlNetworkConfig(**sizes["control"])
+        write_networks(checkpoints / NETWORKS, trained, control, seed, bases=("base_model",), controls=CONTROLS)
     finally:
         torch.set_num_threads(threads)
     return trained
@@ -133,10 +136,27 @@ def _statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _write_networks(folder: Path, trained: TrainedBase, config: ControlNetworkConfig, seed: int) -> None:
-    """Write base_model.pt, and edge_control.pt: the base's first blocks with zero blocks, which change nothing yet.
+def write_networks(
+    folder: Path,
+    trained: TrainedBase,
+    config: ControlNetworkConfig,
+    seed: int,
+    *,
+    bases: tuple[str, ...],
+    controls: tuple[str, ...],
+) -> None:
+    """Write the base, and a branch: the base's first blocks with zero blocks, which change nothing yet.
 
-    As in a released branch, and unlike in a fresh one, the hint passes through its layers.
+    As in a released branch, and unlike in a fresh one, the hint passes through its layers. One branch stands for all
+    controls, since none has learnt anything yet.
+
+    Args:
+        folder: where the files go.
+        trained: the base.
+        config: size of the branch.
+        seed: of the branch's own layers.
+        bases: names under which the base is written, without suffix.
+        controls: names under which the branch is written, without suffix.
     """
     control = ControlNetwork(config)
     stream = generator(seed, "control")
@@ -146,8 +166,10 @@ def _write_networks(folder: Path, trained: TrainedBase, config: ControlNetworkCo
     uncertainty = {f"logvar.{name}": value for name, value in trained.logvar.state_dict().items()}
     base = {f"net.{name}": value for name, value in trained.base.state_dict().items()} | uncertainty
     branch = {f"net.{name}": value for name, value in control.state_dict().items()} | uncertainty
-    _save(folder / "base_model.pt", {f"base_model.{name}": value.detach().clone() for name, value in base.items()})
-    _save(folder / "edge_control.pt", {name: value.detach().clone() for name, value in branch.items()})
+    for stem in bases:
+        _save(folder / f"{stem}.pt", {f"base_model.{name}": value.detach().clone() for name, value in base.items()})
+    for stem in controls:
+        _save(folder / f"{stem}.pt", {name: value.detach().clone() for name, value in branch.items()})
 
 
 @torch.no_grad()
