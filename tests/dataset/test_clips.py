@@ -10,8 +10,10 @@ from worldtune.dataset.clips import (
     control_path,
     load_dataset,
     rows_digest,
+    scene_key,
     shard_names,
     shard_of,
+    view_of,
 )
 from worldtune.dataset.manifest import write_manifest
 
@@ -114,3 +116,12 @@ def test_missing_table_is_named(tmp_path):
     (tmp_path / "clips.parquet").write_bytes(b"nonsense")
     with pytest.raises(WorldtuneError, match=r"clips\.parquet"):
         load_dataset(tmp_path)
+
+
+def test_views_of_keys():
+    views = {"front": "", "left": "To the left."}
+    assert view_of("front/day/a.mp4", views) == "front"
+    assert scene_key("front/day/a.mp4", views) == scene_key("left/day/a.mp4", views) == "day/a.mp4"
+    for key in ("a.mp4", "rear/a.mp4", "front.mp4", "day/front/a.mp4"):
+        assert view_of(key, views) is None
+        assert scene_key(key, views) == key

@@ -7,6 +7,7 @@ from worldtune.dataset.config import dataset_of, find_dataset, load_datasets, pa
 from worldtune.recipe.load import load_recipe
 
 FOLDER = {"kind": "folder", "path": "videos", "num_shards": 2}
+DRIVING = {"kind": "synthetic", "world": "driving", "num_shards": 1, "num_clips": 3}
 
 
 def message(table: dict[str, object]) -> str:
@@ -38,6 +39,14 @@ def test_all_problems_are_named_at_once():
         (FOLDER | {"captions": "list.xlsx"}, r".csv or .jsonl"),
         (FOLDER | {"controls": ["edge", "edge"]}, "twice"),
         (FOLDER | {"text_encoder": "../outside"}, "no folder below checkpoints"),
+        (FOLDER | {"views": {"front": ""}}, "at least two views"),
+        (FOLDER | {"views": {"front": "", "left": " "}}, "'left' needs a caption"),
+        (FOLDER | {"views": {"front": "", "hdmap": "Left."}}, "folder of a control"),
+        (FOLDER | {"views": {"front": "", "a/b": "Left."}}, "no folder of a view"),
+        (FOLDER | {"world": "driving"}, "belongs to kind 'synthetic'"),
+        (DRIVING | {"views": {"pinhole_front": "", "pinhole_left": "Left."}}, "no camera 'pinhole_left'"),
+        (DRIVING | {"world": "objects", "views": {"front": "", "left": "Left."}}, "has no camera 'front'"),
+        (DRIVING | {"controls": ["edge", "depth"]}, "has no depth, only edge, hdmap, lidar"),
         (FOLDER | {"held_out_fraction": 0}, "held_out_fraction"),
         (FOLDER | {"held_out_fraction": float("nan")}, "held_out_fraction"),
     ],

@@ -211,3 +211,17 @@ def test_file_that_changes_only_its_time_is_read_again(source):
     os.utime(path, ns=(1, 1))
     assert source.ingest().read_bytes() == first
     assert records(source) == 2
+
+
+def test_a_video_outside_of_the_views_is_not_read(source):
+    source.options["views"] = {"front": "", "left": "To the left."}
+    for key in ("front/a.mp4", "left/a.mp4", "rear/a.mp4"):
+        source.add(key)
+    rows = rows_by_key(source.ingest())
+    assert [rows[key]["status"] for key in sorted(rows)] == ["ok", "ok", "unusable"]
+    assert "no view" in rows["rear/a.mp4"]["reason"]
+    source.options["views"] = {"front": "", "left": "To the left.", "rear": "Back."}
+    assert rows_by_key(source.ingest())["rear/a.mp4"]["status"] == "ok"
+    source.options["views"] = {"front": "", "left": "To the left."}
+    assert rows_by_key(source.ingest())["rear/a.mp4"]["status"] == "unusable"
+    assert not video_path(source.root, clip_id("rear/a.mp4")).exists()

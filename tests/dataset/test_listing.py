@@ -132,6 +132,55 @@ def test_scenes_are_listed_from_the_configuration_alone(tmp_path):
     assert listing.source == tmp_path / "demo/source"
 
 
+VIEWS = {"front": "", "left": "To the left.", "right": "To the right."}
+
+
+def test_views_of_a_scene_share_a_shard_and_have_captions(source, folder):
+    source.options |= {"num_shards": 8, "views": VIEWS, "controls": ("hdmap",)}
+    scenes = [f"day/{number}.mp4" for number in range(12)]
+    folder(*(f"{view}/{scene}" for view in VIEWS for scene in scenes))
+    for scene in scenes[1:]:
+        (source.folder / "front" / scene).with_suffix(".txt").write_text(f"Scene {scene}.")
+    (source.folder / "right" / scenes[0]).with_suffix(".txt").write_text("Its own.")
+    listing = source.listing()
+    shards = {row[0]: shard for shard in shard_names(8) for row in listing.videos(shard)}
+    assert len(shards) == 36
+    assert len(set(shards.values())) > 2
+    for scene in scenes:
+        assert {shards[f"{view}/{scene}"] for view in VIEWS} == {shard_of(scene, 8)}
+    captions = {row[0]: row[3] for shard in shard_names(8) for row in listing.captions(shard)}
+    assert captions[f"front/{scenes[0]}"] is None
+    assert captions[f"front/{scenes[1]}"] == sha256(f"Scene {scenes[1]}.")
+    assert captions[f"left/{scenes[1]}"] == sha256("To the left.")
+    assert captions[f"right/{scenes[0]}"] == sha256("Its own.")
+    given = [row[0] for shard in shard_names(8) for row in listing.controls(shard, "hdmap")]
+    assert sorted(given) == sorted(f"{view}/day/hdmap/{number}.mp4" for view in VIEWS for number in range(12))
+
+
+def test_an_empty_caption_of_a_list_gives_way_to_the_views(source, folder):
+    source.options |= {"views": VIEWS, "captions": str(source.folder.parent / "list.csv")}
+    folder("front/a.mp4", "left/a.mp4")
+    (source.folder.parent / "list.csv").write_text("video,caption\nfront/a.mp4,One.\nleft/a.mp4,\n")
+    assert [row[3] for row in source.listing().captions("0000")] == [sha256("One."), sha256("To the left.")]
+
+
+def test_a_video_outside_of_the_views_keeps_a_row_with_the_reason(source, folder):
+    source.options["views"] = VIEWS
+    folder("front/a.mp4", "rear/a.mp4", "a.mp4")
+    rows = {row[0]: row[5:] for row in source.listing().videos("0000")}
+    assert rows["front/a.mp4"] == []
+    assert "none of the folders front, left, right" in rows["rear/a.mp4"][0]
+    assert rows["a.mp4"] == rows["rear/a.mp4"]
+
+
+def test_rendered_views_are_listed_from_the_configuration_alone(tmp_path):
+    views = {"pinhole_front": "", "pinhole_side_left": "To the left."}
+    config = DatasetConfig(kind="synthetic", world="driving", num_shards=1, num_clips=2, views=views)
+    listing = list_dataset("drive", config, tmp_path)
+    assert [row[0] for row in listing.videos("0000")] == [f"{view}/scene_000{n}.mp4" for view in views for n in (0, 1)]
+    assert [row[3] for row in listing.captions("0000")] == [None, None, *[sha256("To the left.")] * 2]
+
+
 def test_hdvila_lists_as_empty(tmp_path):
     config = DatasetConfig(kind="hdvila", num_shards=2)
     assert list_dataset("hdvila", config, tmp_path).videos("0001") == []

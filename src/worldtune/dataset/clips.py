@@ -44,15 +44,23 @@ def clip_id(key: str, start_s: float | None = None, end_s: float | None = None) 
     return digest({"key": key, "start_s": start, "end_s": end}, CLIP_ID_LENGTH)
 
 
-def view_and_scene(key: str, views: Iterable[str]) -> tuple[str, str] | None:
-    """Return the view and the scene's name of a key `<view>/<scene>`; None for a key outside of the views' folders."""
-    view, slash, scene = key.partition("/")
-    return (view, scene) if slash and view in views else None
-
-
 def shard_of(key: str, num_shards: int) -> str:
     """Return the shard of a source ("0003"); all clips of one source are in the same shard."""
     return shard_name(int(digest(key), 16) % num_shards)
+
+
+def view_of(key: str, views: Iterable[str]) -> str | None:
+    """Return the view folder that a key lies in; None where it lies in none of `views`."""
+    folder, slash, _ = key.partition("/")
+    return folder if slash and folder in set(views) else None
+
+
+def scene_key(key: str, views: Iterable[str]) -> str:
+    """Return a key without its view folder, which is the same for all views of a scene.
+
+    A key outside of the view folders stays as it is.
+    """
+    return key if view_of(key, views) is None else key.partition("/")[2]
 
 
 def shard_name(number: int) -> str:

@@ -24,8 +24,25 @@ from worldtune.recipe.project import read_config
 from worldtune.recipe.schema import Recipe
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+VIEW_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_SHARDS = 9999
 """Shards are named by four digits."""
+WORLD_CAMERAS: dict[str, tuple[str, ...]] = {
+    "objects": (),
+    "driving": (
+        "pinhole_front",
+        "pinhole_front_left",
+        "pinhole_front_right",
+        "pinhole_side_left",
+        "pinhole_side_right",
+    ),
+}
+"""Cameras of each rendered world that may be views; a dataset without views has the first, or the only one."""
+WORLD_CONTROLS: dict[str, tuple[str, ...]] = {
+    "objects": ("depth", "seg", "keypoint"),
+    "driving": ("hdmap", "lidar"),
+}
+"""Controls that are rendered with each world's videos."""
 
 
 class DatasetConfig(BaseModel):
@@ -43,6 +60,11 @@ class DatasetConfig(BaseModel):
     """List of captions (kind folder), .csv or .jsonl with the columns video (path below `path`), caption and, where a
     video is cut into clips, start_s and end_s. Videos outside the list take NAME.txt, or "caption" of NAME.json, beside
     them; so do all where this is empty."""
+    views: dict[str, str] = {}
+    """Cameras of a multi-view dataset, the main one first: folder below the source -> caption of the videos there that
+    have none of their own. The video of a scene is FOLDER/NAME.mp4 in each, with the same frames; its given controls
+    are beside it, as FOLDER/hdmap/NAME.mp4. Only the main camera's caption may be empty. Empty for other datasets.
+    """
     num_shards: PositiveInt = Field(le=MAX_SHARDS)
     """Jobs of each stage. A few hundred clips a shard are a good number; a change makes every manifest again, but no
     clip whose file is there."""
@@ -59,9 +81,8 @@ class DatasetConfig(BaseModel):
     """T5 encoder for the captions, as a folder below checkpoints/."""
     text_max_tokens: PositiveInt = 512
     """Longer captions are cut to this number of tokens."""
-    views: dict[str, str] = {}
-    """Cameras of a dataset of several views, the main one first: the name of each one's folder, and the caption of its
-    videos that have none of their own. VIEW/NAME.mp4 of all views is one scene. Empty for clips of one view."""
+    world: Literal["objects", "driving"] = "objects"
+    """What is rendered (kind synthetic): moving objects, or streets as cameras on a car see them."""
     num_clips: PositiveInt | None = None
     """Scenes to render (kind synthetic)."""
     seed: NonNegativeInt = 0
@@ -89,14 +110,16 @@ class DatasetConfig(BaseModel):
 
     @field_validator("views")
     @classmethod
-    def _several_views(cls, views: dict[str, str]) -> dict[str, str]:
+    def _known_views(cls, views: dict[str, str]) -> dict[str, str]:
+        for number, (name, caption) in enumerate(views.items()):
+            if not VIEW_PATTERN.fullmatch(name):
+                raise ValueError(f"{name!r} is no folder of a view; its name is made of letters, digits, _, - and .")
+            if name in CONTROL_SUFFIXES:
+                raise ValueError(f"{name!r} is the folder of a control and can be no view")
+            if number and not caption.strip():
+                raise ValueError(f"{name!r} needs a caption; only the main camera, which comes first, may have none")
         if len(views) == 1:
-            raise ValueError("give two cameras or more, or leave views out")
-        for view in views:
-            if not NAME_PATTERN.fullmatch(view) or view in CONTROL_SUFFIXES:
-                raise ValueError(
-                    f"{view!r} cannot be a camera's folder: letters, digits, _ and -, and no control's name"
-                )
+            raise ValueError("give at least two views, or none")
         return views
 
     @field_validator("text_encoder")
@@ -107,15 +130,11 @@ class DatasetConfig(BaseModel):
             raise ValueError(f"{name!r} is no folder below checkpoints/, such as google-t5/t5-11b")
         return name
 
-    def __hash__(self) -> int:
-        """Return a hash of all values, since listings are kept by configuration."""
-        return hash(self.model_dump_json())
-
     @model_validator(mode="after")
     def _keys_of_kind(self) -> Self:
         keys = {
             "folder": {"path", "captions"},
-            "synthetic": {"num_clips", "seed", "num_frames", "width", "height", "fps"},
+            "synthetic": {"world", "num_clips", "seed", "num_frames", "width", "height", "fps"},
             "hdvila": set[str](),
         }
         for kind, names in keys.items():
@@ -128,7 +147,24 @@ class DatasetConfig(BaseModel):
             raise ValueError(f"captions: {self.captions!r} must end in .csv or .jsonl")
         if self.kind == "synthetic" and self.num_clips is None:
             raise ValueError("kind 'synthetic' needs num_clips")
+        if self.kind == "synthetic":
+            self._check_world()
         return self
+
+    def _check_world(self) -> None:
+        cameras, controls = WORLD_CAMERAS[self.world], ("edge", *WORLD_CONTROLS[self.world])
+        for view in self.views:
+            if view not in cameras:
+                raise ValueError(
+                    f"views: world {self.world!r} has no camera {view!r}{_suggest(view, cameras) if cameras else ''}"
+                )
+        for kind in self.controls:
+            if kind not in controls:
+                raise ValueError(f"controls: world {self.world!r} has no {kind}, only {', '.join(controls)}")
+
+    def __hash__(self) -> int:
+        """Hash the fields; a table of views has no hash of its own."""
+        return hash(self.model_dump_json(exclude={"views"}))
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

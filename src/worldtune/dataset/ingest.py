@@ -77,6 +77,8 @@ class IngestJob:
     start_s: float | None
     end_s: float | None
     min_frames: int
+    problem: str = ""
+    """Why the clip cannot be used, known before it is read."""
 
 
 def ingest(
@@ -121,6 +123,7 @@ def _tasks(root: Path, listing: Listing, shard: str, min_frames: int) -> list[Ta
             start_s=clip.start_s,
             end_s=clip.end_s,
             min_frames=min_frames,
+            problem=clip.problem,
         )
         tasks.append(Task(clip_id=identifier, inputs=_inputs(job), argument=job))
     return tasks
@@ -133,7 +136,8 @@ def _inputs(job: IngestJob) -> dict[str, Any]:
     except OSError:
         file = None
     # The span is in the clip's id.
-    return {"file": file, "min_frames": job.min_frames, "version": VERSION}
+    inputs = {"file": file, "min_frames": job.min_frames, "version": VERSION}
+    return inputs | ({"problem": job.problem} if job.problem else {})
 
 
 def _row(job: IngestJob, status: str, reason: str, **facts: Any) -> dict[str, Any]:
@@ -155,6 +159,9 @@ def _died(job: IngestJob) -> Outcome:
 
 def ingest_clip(job: IngestJob) -> Outcome:
     """Check one source video, make its clip, and return the clip's row."""
+    if job.problem:
+        job.target.unlink(missing_ok=True)
+        return Outcome(row=_row(job, "unusable", job.problem))
     path = job.source / job.key
     try:
         whole = job.start_s is None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import CONTROL_SUFFIXES, shard_names, shard_of, view_and_scene
+from worldtune.dataset.clips import CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
 from worldtune.dataset.config import DatasetConfig, source_folder
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
@@ -30,7 +30,8 @@ MAX_CAPTION_BYTES = 1 << 20
 LIST_COLUMNS = frozenset({"video", "caption", "start_s", "end_s"})
 
 VideoRow = list[Any]
-"""[key, size, mtime_ns, start_s, end_s]; size and time are None where there is no file yet, or none at all."""
+"""[key, size, mtime_ns, start_s, end_s]; size and time are None where there is no file yet, or none at all. Where the
+video's place alone makes it unusable, the reason follows."""
 CaptionRow = list[Any]
 """[key, start_s, end_s, sha256 of the caption, or None where there is none]."""
 
@@ -58,9 +59,11 @@ class SourceClip:
     size: int | None = None
     mtime_ns: int | None = None
     caption: str | None = None
-    """The caption where a list gives it."""
+    """The caption where a list or the clip's view gives it."""
     caption_key: str | None = None
     """The file beside the video that holds the caption."""
+    problem: str = ""
+    """Why the clip cannot be used whatever is in its files."""
 
     @property
     def has_video(self) -> bool:
@@ -92,7 +95,7 @@ class Listing:
     def videos(self, shard: str) -> list[VideoRow]:
         """Return what the job that reads the videos of a shard depends on."""
         return [
-            [clip.key, clip.size, clip.mtime_ns, clip.start_s, clip.end_s]
+            [clip.key, clip.size, clip.mtime_ns, clip.start_s, clip.end_s, *([clip.problem] if clip.problem else [])]
             for clip in self.clips(shard)
             if clip.has_video
         ]
@@ -102,7 +105,8 @@ class Listing:
         if shard not in self._captions:
             rows = []
             for clip in self.clips(shard):
-                found = None if self.from_config else read_caption(self.source, clip)
+                not_there_yet = self.from_config and clip.caption is None
+                found = None if not_there_yet else read_caption(self.source, clip)
                 rows.append([clip.key, clip.start_s, clip.end_s, found.content_sha256 if found else None])
             self._captions[shard] = rows
         return self._captions[shard]
@@ -142,21 +146,25 @@ def list_dataset(name: str, config: DatasetConfig, datasets: Path = Path("datase
     source = source_folder(name, config, datasets)
     if config.kind == "folder":
         clips = _list_folder(source, Path(config.captions) if config.captions else None)
-        clips = [_with_view_caption(clip, config.views) for clip in clips]
     elif config.kind == "synthetic":
         # Imported here, since it needs the renderer, which other datasets do not.
         from worldtune.demo.scenes import scene_names
 
-        clips = [
-            SourceClip(key=f"{scene}.mp4", caption_key=f"{scene}.txt") for scene in scene_names(config.num_clips or 0)
-        ]
+        stems = scene_names(config.num_clips or 0)
+        if config.views:
+            # The main camera's caption tells the scene; the others have what their view says.
+            main, *others = config.views
+            clips = [SourceClip(key=f"{main}/{stem}.mp4", caption_key=f"{main}/{stem}.txt") for stem in stems]
+            clips += [SourceClip(key=f"{view}/{stem}.mp4") for view in others for stem in stems]
+        else:
+            clips = [SourceClip(key=f"{stem}.mp4", caption_key=f"{stem}.txt") for stem in stems]
     else:
         clips = []
+    if config.views:
+        clips = [_of_view(clip, config.views) for clip in clips]
     shards: dict[str, list[SourceClip]] = {shard: [] for shard in shard_names(config.num_shards)}
     for clip in sorted(clips, key=lambda clip: (clip.key, clip.start_s or 0.0, clip.end_s or 0.0)):
-        found = view_and_scene(clip.key, config.views)
-        # All views of a scene are in one shard.
-        shards[shard_of(found[1] if found else clip.key, config.num_shards)].append(clip)
+        shards[shard_of(scene_key(clip.key, config.views), config.num_shards)].append(clip)
     return Listing(
         source=source,
         shards={shard: tuple(clips) for shard, clips in shards.items()},
@@ -164,11 +172,13 @@ def list_dataset(name: str, config: DatasetConfig, datasets: Path = Path("datase
     )
 
 
-def _with_view_caption(clip: SourceClip, views: Mapping[str, str]) -> SourceClip:
-    """Return a clip without a caption of its own with that of its camera."""
-    found = view_and_scene(clip.key, views)
-    has_none = clip.caption_key is None and not clip.caption
-    return replace(clip, caption=views[found[0]]) if found and has_none and views[found[0]] else clip
+def _of_view(clip: SourceClip, views: Mapping[str, str]) -> SourceClip:
+    """Give a clip without caption that of its view, and one outside of the views the reason why it is not used."""
+    view = view_of(clip.key, views)
+    if view is None:
+        return replace(clip, problem=f"no view: it lies in none of the folders {', '.join(views)}")
+    has_own = clip.caption_key is not None or clip.caption
+    return clip if has_own or not views[view].strip() else replace(clip, caption=views[view])
 
 
 def list_source(name: str, config: DatasetConfig, datasets: Path) -> Listing:

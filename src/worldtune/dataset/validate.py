@@ -24,10 +24,11 @@ from worldtune.dataset.clips import (
     clip_id,
     control_path,
     rows_digest,
+    scene_key,
     shard_names,
     t5_path,
     video_path,
-    view_and_scene,
+    view_of,
 )
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.controls import COLUMNS as CONTROL_COLUMNS
@@ -203,12 +204,11 @@ def _join_views(rows: Iterable[Row], config: DatasetConfig) -> None:
     scenes: dict[str, dict[str, Row]] = defaultdict(dict)
     main = next(iter(config.views))
     for row in rows:
-        found = view_and_scene(row["source_key"], config.views)
-        row["view"], row["scene"] = None, None
-        if found is None:
-            _refuse(row, f"no view: it lies in none of the folders {', '.join(config.views)}")
+        row["view"], row["scene"] = view_of(row["source_key"], config.views), None
+        # A clip outside of the views' folders carries that reason from its first stage on.
+        if row["view"] is None:
             continue
-        row["view"], name = found
+        name = scene_key(row["source_key"], config.views)
         row["scene"] = clip_id(f"{main}/{name}", row["start_s"], row["end_s"])
         scenes[row["scene"]][row["view"]] = row
     for views in scenes.values():
