@@ -38,6 +38,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, tqdm
 
 from worldtune.checkpoint.catalogue import FILE_LIST, Repository, Request
+from worldtune.common.disk import ADVICE, disk_errors_named
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import digest, link_or_copy, read_json, sha256_file, write_json
 
@@ -318,7 +319,7 @@ def _transfer(request: Request, commit: str, file: RemoteFile, partial: Path, hu
     if done:
         logger.info("%s: going on at %.2f of %.2f GB", file.name, done / 1e9, file.size / 1e9)
     url = huggingface_hub.hf_hub_url(request.repository.id, file.name, revision=commit, endpoint=hub.endpoint)
-    with _explained(request, hub), open(partial, "ab") as target:
+    with disk_errors_named(partial), _explained(request, hub), open(partial, "ab") as target:
         http_get(
             url,
             target,
@@ -407,7 +408,7 @@ def _explained(request: Request, hub: Hub) -> Iterator[None]:
             f"`HF_HUB_OFFLINE=0 python src/scripts/fetch_checkpoint.py {request.name}`."
         ) from error
     except (HTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in ADVICE):
             raise
         raise WorldtuneError(
             f"The download of {request.name} from {page} broke off ({error}). Check the network (on a cluster, fetch "

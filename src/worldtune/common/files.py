@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from worldtune.common.disk import disk_errors_named
 from worldtune.common.errors import WorldtuneError
 
 FICLONE = 0x40049409
@@ -39,20 +40,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the suffix of `path`, since encoders choose a container by it. On an error the temporary
     file is removed and `path` is as it was.
+
+    Raises:
+        OSError: the disk is full or cannot be written; its filename is `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        share(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            share(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def share(path: Path) -> None:

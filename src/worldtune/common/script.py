@@ -4,11 +4,15 @@ import logging
 import sys
 from collections.abc import Callable
 
+from worldtune.common.disk import disk_advice
 from worldtune.common.errors import WorldtuneError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main` with plain log lines on stderr; a WorldtuneError ends it with its message and status 1."""
+    """Run a script's `main` with plain log lines on stderr.
+
+    A WorldtuneError, or an error of the disk such as a full one, ends it with one last line "error: ..." and status 1.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     # One line a request would drown the progress of a download.
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -16,3 +20,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except WorldtuneError as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        advice = disk_advice(error)
+        if advice is None:
+            raise
+        sys.exit(f"error: {advice}")

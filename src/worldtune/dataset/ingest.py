@@ -7,6 +7,7 @@ rate is needed since the network is told one rate a clip.
 """
 
 import logging
+import os
 import subprocess
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from worldtune.common.disk import disk_error_in_words
 from worldtune.common.files import atomic_path, copy_file, sha256_file
 from worldtune.dataset.clips import clip_id, video_path
 from worldtune.dataset.config import DatasetConfig
@@ -283,5 +285,9 @@ def _run_ffmpeg(path: Path, target: Path, options: tuple[list[str], list[str]]) 
     command = [ffmpeg_executable(), "-nostdin", "-v", "error", "-xerror", "-y", *INPUT_LIMITS, *before, *files[0]]
     done = subprocess.run([*command, *after, *files[1]], capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
+        number = disk_error_in_words(done.stderr)
+        if number is not None:
+            # No fault of the video: it must not be kept as one that cannot be used.
+            raise OSError(number, os.strerror(number), str(target))
         last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
         raise VideoError(f"{path} cannot be made into a clip: ffmpeg says {last[0]}.".replace(str(target), "the clip"))

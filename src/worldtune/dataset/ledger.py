@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from worldtune.common.disk import disk_errors_named
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import canonical_json
 
@@ -167,7 +168,7 @@ class Ledger:
         if not records:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab+") as file:
+        with disk_errors_named(self.path), open(self.path, "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 # Half a line would swallow the first new record.

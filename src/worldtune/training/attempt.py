@@ -32,7 +32,7 @@ import yaml
 
 import worldtune
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import digest, read_json, write_json
+from worldtune.common.files import digest, read_json, write_json, write_text
 from worldtune.recipe.schema import Recipe
 from worldtune.training.config import CONFIG_FILE, config_text, write_config
 from worldtune.training.errors import TemporaryError
@@ -231,8 +231,9 @@ def set_fatal_aside(attempt: Attempt) -> None:
 
 
 def _append_yaml(path: Path, entry: Mapping[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(yaml.safe_dump([dict(entry)], sort_keys=False, allow_unicode=True))
+    # Not appended in place: a full disk would leave half an entry, and no start after it could read the file.
+    entries = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_text(path, entries + yaml.safe_dump([dict(entry)], sort_keys=False, allow_unicode=True))
 
 
 def _code_digest() -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from worldtune.common.disk import disk_errors_named
 from worldtune.common.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
@@ -27,7 +28,7 @@ def read_rows(path: Path) -> list[Row]:
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows in one write, so that a reader sees all of them or, after a crash, at most one torn line."""
     text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    with open(path, "a", encoding="utf-8") as file:
+    with disk_errors_named(path), open(path, "a", encoding="utf-8") as file:
         file.write(text)
 
 

@@ -21,7 +21,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
+from worldtune.common.disk import ADVICE, disk_error_number
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json, write_json
 from worldtune.training.ema import PowerEma
@@ -126,7 +128,11 @@ class CheckpointStore:
         return True
 
     def save(self, state: TrainState) -> Path:
-        """Write a checkpoint of `state` unless there is one, then remove those that need not be kept."""
+        """Write a checkpoint of `state` unless there is one, then remove those that need not be kept.
+
+        Raises:
+            TemporaryError: the disk is full, or another process has taken the lease; what was written is removed.
+        """
         path = self._folder / folder_name(state.step)
         partial = path.with_name(path.name + PARTIAL)
         exists = [path.exists()]
@@ -136,7 +142,29 @@ class CheckpointStore:
         dist.broadcast_object_list(exists, src=0)
         if exists[0]:
             return path
-        dcp.save(state.tensors(), storage_writer=dcp.FileSystemWriter(partial, single_file_per_rank=True))
+        try:
+            self._write(state, partial, path)
+        except BaseException:
+            if self._is_main:
+                # The new holder may be writing a folder of the same name.
+                if self._lease is not None:
+                    self._lease.check()
+                # On a disk that is full it would lie there until the next start.
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        dist.barrier()
+        return path
+
+    def _write(self, state: TrainState, partial: Path, path: Path) -> None:
+        try:
+            dcp.save(state.tensors(), storage_writer=dcp.FileSystemWriter(partial, single_file_per_rank=True))
+        except CheckpointException as error:
+            # It is no Exception, so that nothing else would name the file; its text is the traceback of every rank.
+            failures = (disk_error_number(failure) for failure, _ in error.failures.values())
+            number = next((number for number in failures if number is not None), None)
+            if number is None:
+                raise
+            raise TemporaryError(f"{path}: {os.strerror(number)}. {ADVICE[number]}") from error
         numbers = state.numbers()
         if self._is_main:
             sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
@@ -148,8 +176,6 @@ class CheckpointStore:
             os.rename(partial, path)
             _sync_folder(self._folder)
             self._retire(state.step)
-        dist.barrier()
-        return path
 
     def check_space(self, num_bytes: int, *, count: int) -> None:
         """Raise a TemporaryError if the disk cannot take `count` more checkpoints of `num_bytes` bytes."""

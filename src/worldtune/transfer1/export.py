@@ -26,6 +26,7 @@ from torch import Tensor
 
 from worldtune.checkpoint.reading import INDEX_SUFFIX, read_checkpoint
 from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, read_shard
+from worldtune.common.disk import disk_errors_named
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import link_or_copy, read_json, sha256_file, share, write_json, write_text
 from worldtune.common.versions import stage_version
@@ -129,8 +130,12 @@ def export_run(run_dir: Path, *, checkpoints_dir: Path, datasets_dir: Path, expe
         for abandoned in run.attempt.glob(f"export*{PARTIAL}"):
             shutil.rmtree(abandoned, ignore_errors=True)
         partial = run.attempt / f"export.{uuid.uuid4().hex}{PARTIAL}"
-        partial.mkdir()
-        _build(run, partial, checkpoints_dir=checkpoints_dir, datasets_dir=datasets_dir)
+        try:
+            partial.mkdir()
+            _build(run, partial, checkpoints_dir=checkpoints_dir, datasets_dir=datasets_dir)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         lease.check()
         final = run.attempt / "export"
         shutil.rmtree(final, ignore_errors=True)
@@ -150,7 +155,10 @@ def _build(run: TrainedRun, folder: Path, *, checkpoints_dir: Path, datasets_dir
     header = _header(run, rate)
     provenance = _provenance(run, rate, base_split, datasets_dir)
     write_weights(folder, averaged, header)
-    torch.save({**averaged, **logvar}, folder / f"{run.recipe.control.kind}_control.pt")
+    original = folder / f"{run.recipe.control.kind}_control.pt"
+    # Given a path, torch.save does not say why it cannot write.
+    with disk_errors_named(original), open(original, "wb") as file:
+        torch.save({**averaged, **logvar}, file)
     del averaged
     raw = _named(read_weights(run.checkpoint, None), run.recipe)
     write_weights(folder / RAW, raw, {**header, "weights": "raw"})
@@ -229,7 +237,8 @@ def write_weights(
 
 def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
     """Write a safetensors file whose bytes are a function of its content."""
-    save_file(tensors, path, metadata=header)
+    with disk_errors_named(path):
+        save_file(tensors, path, metadata=header)
     share(path)
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
