@@ -8,7 +8,7 @@ CORES ?= $(shell nproc)
 RUN ?= demo_edge_posttrain
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dryrun why sample test test-slow test-slurm test-slurm-slow lint format docs lock
+.PHONY: help setup demo dryrun why sample push test test-slow test-slurm test-slurm-slow lint format docs lock
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -33,6 +33,9 @@ why: setup  ## what would run again for RUN=..., and which value, file or code c
 
 sample: setup  ## draw samples from the export of RUN=...
 	$(BIN)/python src/scripts/sample.py --run $(RUN)
+
+push: setup  ## upload the export of RUN=... to the model hub as REPO=organization/name; shows what first, YES=1 sends
+	$(BIN)/python src/scripts/push.py --run $(RUN) --repo "$(REPO)" $(if $(YES),--yes) $(if $(PUBLIC),--public)
 
 test: setup  ## the test suite
 	$(BIN)/pytest -q -n 2 --dist loadgroup -m "not slow and not slurm"
