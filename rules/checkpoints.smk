@@ -107,6 +107,25 @@ rule make_demo_multiview_checkpoints:
         "{PYTHON:q} src/scripts/make_demo_driving_checkpoints.py multiview --checkpoints checkpoints > {log:q} 2>&1"
 
 
+rule take_export:
+    input:
+        model="results/{run}/model",
+    output:
+        checkpoint="checkpoints/results/{run}/control.pt",
+    log:
+        "logs/take_export/{run}.log",
+    resources:
+        slurm_partition=partition("cpu"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=2000,
+        runtime=60,
+    params:
+        expect_trained=expected("take_export", "weights", "outcome"),
+    shell:
+        "{PYTHON:q} src/scripts/take_export.py --run {wildcards.run:q} --output {output.checkpoint:q}"
+        " --expect-trained {params.expect_trained} > {log:q} 2>&1"
+
+
 rule split_checkpoint:
     input:
         checkpoint="checkpoints/{repo}/{stem}.pt",

@@ -160,7 +160,10 @@ def hub_outputs():
 def split_manifest(wildcards, which):
     """The split file that a run reads for its base or control checkpoint, or nothing where it has none."""
     chosen = recipe(wildcards)
-    path = getattr(chosen.checkpoints, which)
+    path = {
+        "base": chosen.checkpoints.base,
+        "control": chosen.checkpoints.start,
+    }[which]
     if not path:
         return []
     folder, _, name = path.rpartition("/")

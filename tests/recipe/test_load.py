@@ -1,4 +1,6 @@
 import math
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -6,6 +8,8 @@ from typing import Literal
 import pytest
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.recipe import load as load_module
+from worldtune.recipe.identity import values_that_affect
 from worldtune.recipe.load import load_recipe, recipe_path
 from worldtune.recipe.schema import Recipe
 
@@ -247,3 +251,58 @@ def test_a_recipe_cannot_extend_itself(tmp_path: Path) -> None:
 def test_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(WorldtuneError, match="edge_posttrain"):
         load(name="edge_postrain")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    shutil.copytree(REPOSITORY / "config", tmp_path / "config")
+    return tmp_path
+
+
+def start_from(root: Path, name: str, init_from: str, more: str = 'control = ""') -> None:
+    text = f'extends = "demo_edge_posttrain"\n[checkpoints]\ninit_from = "{init_from}"\n{more}\n'
+    write(root / "config/recipes", text, name)
+
+
+def test_a_run_may_start_from_another_ones_export(root: Path) -> None:
+    start_from(root, "second", "results/demo_edge_posttrain")
+    start_from(root, "third", "results/second")
+    recipe = load_recipe("third", root=root)
+    assert recipe.checkpoints.start == "results/second/control.pt"
+    assert load_recipe("demo_edge_posttrain", root=root).checkpoints.start.endswith("edge_control.pt")
+    first, third = (values_that_affect(load_recipe(name, root=root), "outcome") for name in ("second", "third"))
+    assert first["checkpoints.init_from"] != third["checkpoints.init_from"]
+
+
+@pytest.mark.parametrize(
+    ("init_from", "more", "message"),
+    [
+        ("results/demo_edge_posttrain", "", r"checkpoints\.init_from: .*checkpoints\.control = .*control = \"\""),
+        ("demo_edge_posttrain", 'control = ""', r"must be results/<run>, found 'demo_edge_posttrain'"),
+        ("results/demo_edge_posttrain/model", 'control = ""', r"must be results/<run>"),
+        ("results/demo_edge_postrain", 'control = ""', r"there is no .*nearest known: demo_edge_posttrain"),
+        ("results/mine", 'control = ""', r"in a circle: mine from mine"),
+        ("results/other", 'control = ""', r"in a circle: mine from other from mine"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(root: Path, init_from: str, more: str, message: str) -> None:
+    start_from(root, "mine", init_from, more)
+    start_from(root, "other", "results/mine")
+    with pytest.raises(WorldtuneError, match=message):
+        load_recipe("mine", root=root)
+
+
+def test_a_start_of_another_kind_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_from(root, "mine", "results/other")
+    start_from(root, "other", "results/demo_edge_posttrain")
+    resolve = load_module._resolve
+
+    def other_kind(path: Path, overrides: Sequence[str], folder: Path) -> Recipe:
+        recipe = resolve(path, overrides, folder)
+        if path.stem != "other":
+            return recipe
+        return recipe.model_copy(update={"control": recipe.control.model_copy(update={"kind": "depth"})})
+
+    monkeypatch.setattr(load_module, "_resolve", other_kind)
+    with pytest.raises(WorldtuneError, match=r"results/other, which trains the depth control, but mine trains edge"):
+        load_recipe("mine", root=root)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_world import tiny_recipe
+from tiny_world import tiny_inputs, tiny_recipe
 
 import worldtune.training.lease as lease_module
+from worldtune.checkpoint.splitting import split_checkpoint
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json, sha256_file, write_json
 from worldtune.recipe.network import ControlNetworkConfig
@@ -20,14 +21,23 @@ from worldtune.recipe.schema import Sampling
 from worldtune.training.errors import TemporaryError
 from worldtune.training.lease import Lease
 from worldtune.training.manifest import trained_fingerprint
+from worldtune.training.run import run_training
 from worldtune.training.state import read_weights
 from worldtune.transfer1 import drawing, export
 from worldtune.transfer1.control import ControlNetwork
 from worldtune.transfer1.drawing import draw_run
-from worldtune.transfer1.export import export_run, load_trained_run, read_exported, verify_export, write_weights
+from worldtune.transfer1.export import (
+    export_run,
+    load_trained_run,
+    read_exported,
+    take_export,
+    verify_export,
+    write_weights,
+)
 from worldtune.transfer1.load_report import write_load_report
 from worldtune.transfer1.loading import load_logvar, load_network
 from worldtune.transfer1.logvar import LogVariance
+from worldtune.transfer1.task import build_task
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +119,41 @@ def test_a_repeated_export_gives_the_same_weights_and_removes_strangers(exported
     assert {path.name: sha256_file(path) for path in exported.rglob("*.safetensors")} == before
     assert (exported / ".snakemake_timestamp").exists()
     (exported / ".snakemake_timestamp").unlink()
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_another_run_starts_from_an_export(exported: Path, trained_run: Path) -> None:
+    root = trained_run.parents[1]
+    checkpoints = root / "checkpoints"
+    taken = checkpoints / "results/tiny_run/control.pt"
+    take_export(trained_run, taken)
+    assert taken.read_bytes() == (exported / "edge_control.pt").read_bytes()
+    split_checkpoint(taken, taken.parent / "checkpoints_tp_1", 1)
+    recipe = tiny_recipe(checkpoints={"init_from": "results/tiny_run", "control": ""})
+    inputs = tiny_inputs(root, recipe)
+    assert inputs.control is not None
+    assert inputs.control.source_sha256 == sha256_file(taken)
+    places = {"datasets": root / "datasets", "checkpoints": checkpoints}
+    assert run_training(recipe, root / "results/second", build_task, has_overrides=False, manifest=None, **places) == 0
+    first, second = (read_json(root / "results" / name / "manifest.json") for name in ("tiny_run", "second"))
+    assert first["identity"] != second["identity"]
+    # Training is a function of its start: what was measured before the first step is what the export gives.
+    assert first["held_out_loss"]["first"] != second["held_out_loss"]["first"]
+    assert second["checkpoints"]["control"]["path"] == "results/tiny_run/control.pt"
+
+
+def test_an_export_that_is_not_the_runs_is_not_taken(exported: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "tiny_run"
+    shutil.copytree(exported.parent, run_dir)
+    weights = run_dir / "model/edge_control.pt"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(WorldtuneError, match=r"edge_control\.pt is not the file that was exported"):
+        take_export(run_dir, tmp_path / "control.pt")
+    manifest = read_json(run_dir / "manifest.json")
+    write_json(run_dir / "manifest.json", manifest | {"identity": "0" * 16})
+    with pytest.raises(WorldtuneError, match="of another attempt"):
+        take_export(run_dir, tmp_path / "control.pt")
+    assert not (tmp_path / "control.pt").exists()
 
 
 def test_weights_of_another_recipe_are_refused(exported: Path, trained_run: Path, tmp_path: Path) -> None:

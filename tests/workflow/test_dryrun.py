@@ -51,6 +51,21 @@ def test_a_missing_folder_of_videos_still_shows_its_graph(workspace: Workspace) 
     assert planned["train"] == 1
 
 
+def test_a_run_that_starts_from_another_one_waits_for_its_export(workspace: Workspace) -> None:
+    recipe = workspace.root / "config/recipes/second.toml"
+    checkpoints = '[checkpoints]\ninit_from = "results/demo_edge_posttrain"\ncontrol = ""\n'
+    recipe.write_text(f'extends = "demo_edge_posttrain"\n{checkpoints}')
+    planned = counts(workspace.planned("results/second/model"))
+    assert (planned["train"], planned["export"], planned["take_export"]) == (2, 2, 1)
+    # Base and released control for the first run, and the export for the second one.
+    assert planned["split_checkpoint"] == 3
+    recipe.write_text('extends = "demo_edge_posttrain"\n' + checkpoints.replace("demo_edge_posttrain", "second"))
+    result = workspace.snakemake("--dryrun", "results/second/model", check=False)
+    assert result.returncode
+    assert "in a circle: second from second" in result.text
+    recipe.unlink()
+
+
 def test_one_edited_caption_plans_one_shard(workspace: Workspace) -> None:
     """Needs no job to have run: a touched output with recorded params is what a run leaves."""
     clips = workspace.root / "my_videos"

@@ -7,7 +7,7 @@ import numpy as np
 from worldtune.controls.edge import Edge
 from worldtune.controls.given_video import GivenVideo
 from worldtune.controls.keypoint import Keypoint
-from worldtune.controls.protocol import Controlled, ControlKind, ControlSource
+from worldtune.controls.protocol import ControlKind, Controlled, ControlSource
 from worldtune.controls.seg import Seg
 from worldtune.controls.upscale import Upscale
 from worldtune.controls.vis import Vis

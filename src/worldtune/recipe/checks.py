@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.network import NetworkConfig
-from worldtune.recipe.schema import LATENT_FRAMES, LATENT_PIXELS, Control, Recipe, Section
+from worldtune.recipe.schema import LATENT_FRAMES, LATENT_PIXELS, RESULTS, Control, Recipe, Section
 
 
 def check_recipe(recipe: Recipe, source: str) -> None:
@@ -20,6 +20,7 @@ def check_recipe(recipe: Recipe, source: str) -> None:
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
+    yield from _start_problems(recipe)
     yield from _frame_problems(recipe)
     yield from _batch_problems(recipe)
     yield from _network_problems(recipe)
@@ -27,6 +28,20 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _layout_problems(recipe)
     yield from _control_problems(recipe.control)
     yield from _range_problems(recipe)
+
+
+def _start_problems(recipe: Recipe) -> Iterator[str]:
+    init_from, control = recipe.checkpoints.init_from, recipe.checkpoints.control
+    if not init_from:
+        return
+    if control:
+        yield (
+            f"checkpoints.init_from: a branch has one start, but checkpoints.control = {control!r} names another; set "
+            'control = "" (it may be inherited), or remove init_from'
+        )
+    folder, _, run = init_from.partition("/")
+    if folder != RESULTS or not run or "/" in run:
+        yield f"checkpoints.init_from: must be {RESULTS}/<run>, found {init_from!r}"
 
 
 def _frame_problems(recipe: Recipe) -> Iterator[str]:

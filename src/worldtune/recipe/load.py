@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.checks import check_recipe
-from worldtune.recipe.schema import Recipe
+from worldtune.recipe.schema import RESULTS, Recipe
 
 RECIPES = Path("config/recipes")
 MODELS = Path("config/models")
@@ -67,9 +67,42 @@ def load_recipe(name: str, overrides: Sequence[str] = (), root: Path = Path()) -
 
     Raises:
         WorldtuneError: a file is missing or no TOML, a key is unknown (the nearest known one is named), a value is of
-            the wrong type or out of range, or values do not fit together.
+            the wrong type or out of range, values do not fit together, or the run that it starts from
+            (checkpoints.init_from) does not exist, trains another control or starts from this one.
     """
     path = recipe_path(name, root)
+    recipe = _resolve(path, overrides, root)
+    _check_starts(path, recipe, root)
+    return recipe
+
+
+def _check_starts(path: Path, recipe: Recipe, root: Path) -> None:
+    """Follow checkpoints.init_from to a run that starts from released weights."""
+    chain, current = [path.stem], recipe
+    while current.checkpoints.init_from:
+        run = current.checkpoints.init_from.partition("/")[2]
+        key = f"{root / RECIPES / chain[-1]}.toml" if len(chain) > 1 else str(path)
+        if run in chain:
+            raise WorldtuneError(
+                f"{path}: checkpoints.init_from leads in a circle: {' from '.join([*chain, run])}. One of these runs "
+                "must start from a checkpoint."
+            )
+        start = root / RECIPES / f"{run}.toml"
+        if not start.is_file():
+            known = [candidate.stem for candidate in sorted((root / RECIPES).glob("*.toml"))]
+            raise WorldtuneError(
+                f"{key}: checkpoints.init_from = {RESULTS}/{run}, but there is no {start}{_nearest(run, known)}."
+            )
+        current = _resolve(start, (), root)
+        if current.control.kind != recipe.control.kind:
+            raise WorldtuneError(
+                f"{key}: checkpoints.init_from = {RESULTS}/{run}, which trains the {current.control.kind} control, but "
+                f"{path.stem} trains {recipe.control.kind} (control.kind). Start from a run of the same kind."
+            )
+        chain.append(run)
+
+
+def _resolve(path: Path, overrides: Sequence[str], root: Path) -> Recipe:
     values = _merge_parents(path, root, ())
     try:
         merged = OmegaConf.merge(OmegaConf.create(values), _parse_overrides(overrides))

@@ -36,6 +36,11 @@ VIDEO_SIZES_WH: dict[str, dict[str, tuple[int, int]]] = {
 }
 """Pixel sizes (width, height) by resolution and aspect ratio (spec/transfer1-training.md 5.4; "128" is our own)."""
 
+RESULTS = "results"
+"""Folder of the runs; also the folder below checkpoints/ of exports that other runs start from."""
+TAKEN_EXPORT = "control.pt"
+"""File name of such an export, below checkpoints/results/<run>/."""
+
 LATENT_CHANNELS = 16
 """Channels of the video latents."""
 LATENT_PIXELS = 8
@@ -113,8 +118,15 @@ class Checkpoints(Section):
     """The base network's checkpoint."""
     control: str = ""
     """The control branch's checkpoint; empty starts from a copy of the base's first blocks."""
+    init_from: str = ""
+    """Run whose exported control branch training starts from, as results/<run>; `control` must then be empty."""
     tokenizer: str
     """Folder of the video tokenizer."""
+
+    @property
+    def start(self) -> str:
+        """The control branch's start as a path below checkpoints/; empty for a copy of the base's first blocks."""
+        return f"{self.init_from}/{TAKEN_EXPORT}" if self.init_from else self.control
 
 
 class EdgeControl(Section):

@@ -87,8 +87,13 @@ def find_inputs(recipe: Recipe, *, datasets: Path, checkpoints: Path) -> Inputs:
         dataset=load_dataset(root),
         base=_find_split(checkpoints, chosen.base, recipe.parallel.tensor, "checkpoints.base"),
         control=(
-            _find_split(checkpoints, chosen.control, recipe.parallel.tensor, "checkpoints.control")
-            if chosen.control
+            _find_split(
+                checkpoints,
+                chosen.start,
+                recipe.parallel.tensor,
+                "checkpoints.init_from" if chosen.init_from else "checkpoints.control",
+            )
+            if chosen.start
             else None
         ),
         tokenizer_name=chosen.tokenizer,

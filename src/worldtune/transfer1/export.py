@@ -28,7 +28,7 @@ from worldtune.checkpoint.reading import INDEX_SUFFIX, read_checkpoint
 from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, read_shard
 from worldtune.common.disk import disk_errors_named
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import link_or_copy, read_json, sha256_file, share, write_json, write_text
+from worldtune.common.files import copy_file, link_or_copy, read_json, sha256_file, share, write_json, write_text
 from worldtune.common.versions import stage_version
 from worldtune.recipe.schema import LATENT_CHANNELS, Recipe
 from worldtune.training.lease import held_lease
@@ -441,6 +441,30 @@ def _link(source: Path, target: Path) -> None:
     for path in sorted(target.rglob("*")):
         if path.is_file() and path.relative_to(target) not in files and not path.name.startswith(".snakemake"):
             path.unlink()
+
+
+def take_export(run_dir: Path, target: Path, *, expected: str | None = None) -> None:
+    """Copy the control branch of a run's export to where other runs find the checkpoint that they start from.
+
+    Args:
+        run_dir: results/<run>.
+        target: the file to write: averaged weights and uncertainty head by their original names.
+        expected: see `read_manifest`.
+
+    Raises:
+        WorldtuneError: the run has no export, its weights are of another attempt, or the file is not as it was written.
+    """
+    manifest = read_manifest(run_dir, expected)
+    model = run_dir / "model"
+    recipe, provenance = read_export(model)
+    if (provenance["identity"], provenance["step"]) != (manifest["identity"], manifest["final_step"]):
+        raise WorldtuneError(f"{model} is of another attempt than {run_dir / MANIFEST}. Export the run again.")
+    source = model / f"{recipe.control.kind}_control.pt"
+    recorded = provenance["files"].get(source.name)
+    if not source.is_file() or sha256_file(source) != recorded:
+        raise WorldtuneError(f"{source} is not the file that was exported. Delete {model} and export the run again.")
+    # Not a link: its time would be that of the export, and so older than what the graph makes it from.
+    copy_file(source, target)
 
 
 def read_export(model_dir: Path) -> tuple[Recipe, dict[str, Any]]:

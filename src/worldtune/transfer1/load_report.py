@@ -44,8 +44,8 @@ def write_load_report(recipe: Recipe, output: Path, *, checkpoints_dir: Path) ->
     # Fails with the names where the branch could not start as a copy of the base.
     from_base = shared_names(base, control)
     problems = _problems(reports["base"], base_split)
-    if recipe.checkpoints.control:
-        sources["control"] = split_file(recipe.checkpoints.control, recipe.parallel.tensor, checkpoints_dir)
+    if recipe.checkpoints.start:
+        sources["control"] = split_file(recipe.checkpoints.start, recipe.parallel.tensor, checkpoints_dir)
         reports["control"] = compare_network(control, _described(sources["control"]))
         problems += _problems(reports["control"], sources["control"])
     if recipe.objective.use_logvar:
@@ -62,7 +62,7 @@ def write_load_report(recipe: Recipe, output: Path, *, checkpoints_dir: Path) ->
             "sources": {name: read_json(path)["source_sha256"] for name, path in sources.items()},
             "networks": {name: _as_json(report) for name, report in reports.items()},
             "control_starts_from": "checkpoint"
-            if recipe.checkpoints.control
+            if recipe.checkpoints.start
             else f"{len(from_base)} tensors of the base",
             "parameters": {"base": _count(base), "control": _count(control)},
         },
