@@ -25,9 +25,11 @@ def main() -> None:
     check_fingerprint(arguments.expect, values, f"{config_path()}, dataset {arguments.dataset}")
     folder = Path("datasets") / arguments.dataset / "source"
     write_scenes(
-        [Path(key).stem for key, *_ in values["scenes"]],
+        sorted({Path(key).stem for key, *_ in values["scenes"]}),
         folder,
         folder / f"{arguments.shard}.json",
+        world=config.world,
+        views=tuple(config.views),
         seed=config.seed,
         num_frames=config.num_frames,
         width=config.width,

@@ -34,6 +34,8 @@ def test_it_has_every_repository_of_the_original_and_of_the_demo(catalogue: Cata
         "google-t5/t5-11b",
         "meta-llama/Llama-Guard-3-8B",
         "worldtune/demo-transfer1",
+        "worldtune/demo-transfer1-av",
+        "worldtune/demo-transfer1-multiview",
         "worldtune/demo-t5",
         "worldtune/demo-tokenizer",
     }

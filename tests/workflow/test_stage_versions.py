@@ -13,13 +13,14 @@ CONTROLS = Path(__file__).parents[2] / "src/worldtune/controls"
 PINNED = Path(__file__).with_name("stage_versions.json")
 CONTROL_MODULES = sorted(path.stem for path in CONTROLS.glob("[a-z]*.py"))
 STAGES = {
-    "render_synthetic": ["demo/write.py", "demo/scenes.py", "demo/render.py", "demo/figure.py"],
+    "render_synthetic": ["demo/write.py", "demo/scenes.py", "demo/render.py", "demo/figure.py", "demo/driving.py"],
     "make_demo_checkpoints": [
         "demo/checkpoints.py",
         "demo/base_training.py",
         "demo/codec.py",
         "demo/text_encoder.py",
     ],
+    "make_demo_driving_checkpoints": ["demo/driving_checkpoints.py"],
     "ingest": ["dataset/ingest.py", "dataset/listing.py", "media/video.py"],
     "captions": ["dataset/captions.py", "dataset/listing.py"],
     "t5": ["dataset/t5.py", "annotate/t5.py", "dataset/text.py"],

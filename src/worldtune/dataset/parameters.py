@@ -7,7 +7,7 @@ from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.listing import list_dataset
 
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
-    "render_synthetic": ("world", "scenes", "seed", "num_frames", "width", "height", "fps", "version"),
+    "render_synthetic": ("world", "views", "scenes", "seed", "num_frames", "width", "height", "fps", "version"),
     "ingest": ("kind", "path", "listing", "min_frames", "version"),
     "captions": ("kind", "path", "listing", "version"),
     "t5": ("text_encoder", "text_max_tokens", "version"),

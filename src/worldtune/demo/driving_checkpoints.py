@@ -24,7 +24,7 @@ from worldtune.demo.checkpoints import (
     embed,
     write_networks,
 )
-from worldtune.demo.driving import camera_caption, render_street
+from worldtune.demo.driving import CAMERA_CAPTIONS, render_street
 from worldtune.demo.scenes import scene_names
 from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
 from worldtune.recipe.schema import Objective
@@ -136,6 +136,6 @@ def _encode_streets(checkpoints: Path, seed: int, num_scenes: int, cameras: Sequ
         for camera in cameras:
             video = torch.from_numpy(street.frames[camera]).permute(3, 0, 1, 2).float() / 127.5 - 1
             latents.append(tokenizer.encode(video[None])[0])
-            captions.append(street.caption if camera == cameras[0] else camera_caption(camera))
+            captions.append(street.caption if camera == cameras[0] else CAMERA_CAPTIONS[camera])
     stacked = torch.stack(latents).unflatten(0, (num_scenes, len(cameras)))
     return stacked.transpose(1, 2).flatten(2, 3), captions

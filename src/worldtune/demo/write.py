@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from worldtune.common.files import atomic_path, sha256_file, write_json, write_text
 from worldtune.common.progress import progress
 from worldtune.dataset.rle import encode_clip_mask
+from worldtune.demo.driving import MAIN_CAMERA, Street, render_street
 from worldtune.demo.scenes import RenderedScene, render_scene
 from worldtune.media.video import write_video
 
@@ -72,22 +73,60 @@ def write_scene(scene: RenderedScene, folder: Path) -> list[Path]:
     return [video, caption, depth, seg, keypoint]
 
 
+def write_street(name: str, street: Street, folder: Path, fps: float, views: Sequence[str]) -> list[Path]:
+    """Write a street below `folder` and return the files' paths.
+
+    The files are NAME.mp4, hdmap/NAME.mp4, lidar/NAME.mp4 and NAME.txt (the caption); of several views they lie in a
+    folder each, and the first one has the caption.
+    """
+    paths = []
+    for camera, frames in street.frames.items():
+        place = folder / camera if views else folder
+        videos = ((place, frames), (place / "hdmap", street.hdmap[camera]), (place / "lidar", street.lidar[camera]))
+        for target, video in videos:
+            write_video(target / f"{name}.mp4", video, fps)
+            paths.append(target / f"{name}.mp4")
+    caption = (folder / views[0] if views else folder) / f"{name}.txt"
+    write_text(caption, street.caption + "\n")
+    return [*paths, caption]
+
+
 def write_scenes(
     names: Sequence[str],
     folder: Path,
     manifest: Path,
     *,
+    world: str,
+    views: Sequence[str],
     seed: int,
     num_frames: int,
     width: int,
     height: int,
     fps: float,
 ) -> None:
-    """Render scenes into `folder`; write last, to `manifest`, the SHA-256 of every file by its path below `folder`."""
+    """Render scenes into `folder`; write last, to `manifest`, the SHA-256 of every file by its path below `folder`.
+
+    Args:
+        names: names of scenes.
+        folder: where the files go.
+        manifest: JSON file.
+        world: "objects" or "driving".
+        views: cameras of a driving world, a folder each; none renders the front camera, without a folder.
+        seed: of all scenes.
+        num_frames: of each scene.
+        width: pixels.
+        height: pixels.
+        fps: frames a second.
+    """
     hashes: dict[str, str] = {}
+    size: dict[str, Any] = {"seed": seed, "num_frames": num_frames, "width": width, "height": height, "fps": fps}
     for name in progress(names, "scenes"):
-        scene = render_scene(name, seed=seed, num_frames=num_frames, width=width, height=height, fps=fps)
-        hashes.update({path.relative_to(folder).as_posix(): sha256_file(path) for path in write_scene(scene, folder)})
+        if world == "driving":
+            street = render_street(name, cameras=tuple(views) or (MAIN_CAMERA,), **size)
+            paths = write_street(name, street, folder, fps, views)
+        else:
+            paths = write_scene(render_scene(name, **size), folder)
+        hashes.update({path.relative_to(folder).as_posix(): sha256_file(path) for path in paths})
     write_json(
         manifest,
         {
