@@ -1,7 +1,7 @@
 """The keypoint control: skeletons of people on black (spec/transfer1-training.md 5.10). T frames, H height, W width.
 
-Files hold the 133 keypoints of COCO-WholeBody for each person. They are drawn as the 134 of OpenPose (which has a neck),
-with the colours that the released weights have seen.
+Files hold the 133 keypoints of COCO-WholeBody for each person. They are drawn as the 134 of OpenPose (which has a
+neck), with the colours that the released weights have seen.
 """
 
 from pathlib import Path
@@ -18,6 +18,8 @@ from worldtune.recipe.schema import Control, KeypointControl
 NUM_COCO = 133
 """17 of the body, 6 of the feet, 68 of the face, 21 of the left hand, 21 of the right one."""
 NUM_HANDS = 42
+BODY_ROWS = (NUM_COCO, NUM_COCO - NUM_HANDS)
+"""Numbers of keypoints that a person's body may have in a file: with the hands, or without."""
 NECK = 17
 """Where the neck is inserted, before the order is changed."""
 OPENPOSE_ROWS = (1, 2, 3, 4, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17)
@@ -144,16 +146,19 @@ def _person(person: Any) -> np.ndarray:
     """Return COCO's keypoints, float32 [133, 3], of a person in a file."""
     if not isinstance(person, dict):
         raise WorldtuneError("a person is no table")
-    rows = []
-    for key, fewest, most in (("body-keypoints", NUM_COCO - NUM_HANDS, NUM_COCO), ("hand-keypoints", NUM_HANDS, None)):
-        array = person.get(key)
-        shape = getattr(array, "shape", None)
-        if not isinstance(array, np.ndarray) or shape not in ((fewest, 3), (most, 3)):
-            expected = " or ".join(f"[{count}, 3]" for count in (most, fewest) if count)
-            raise WorldtuneError(f"{key} of a person is {shape or type(array).__name__}; expected {expected}")
-        # Half precision, in which files are stored, would miss pixels of a wide frame.
-        rows.append(array.astype(np.float32))
-    return np.concatenate(rows)[:NUM_COCO]
+    body = _rows(person, "body-keypoints", BODY_ROWS)
+    hands = _rows(person, "hand-keypoints", (NUM_HANDS,))
+    return np.concatenate([body, hands])[:NUM_COCO]
+
+
+def _rows(person: dict[Any, Any], key: str, numbers: tuple[int, ...]) -> np.ndarray:
+    array = person.get(key)
+    shapes = [(number, 3) for number in numbers]
+    if not isinstance(array, np.ndarray) or array.shape not in shapes:
+        found = list(array.shape) if isinstance(array, np.ndarray) else type(array).__name__
+        raise WorldtuneError(f"{key} of a person is {found}; expected {' or '.join(str(list(s)) for s in shapes)}")
+    # Half precision, in which files are stored, would miss pixels of a wide frame.
+    return array.astype(np.float32)
 
 
 def _draw_frame(canvas: np.ndarray, people: Any, config: KeypointControl) -> None:

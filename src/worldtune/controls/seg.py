@@ -67,7 +67,7 @@ def paint(
     Raises:
         WorldtuneError: a mask is damaged, of another size, or ends before the window does.
     """
-    out = np.zeros((*shape, 3), np.uint8)
+    labels = np.zeros(shape, np.uint16)
     try:
         areas = [int(decode_runs(mask["data"]["counts"])[1::2].sum()) for mask in masks]
         for number in sorted(range(len(masks)), key=lambda number: -areas[number]):
@@ -77,10 +77,10 @@ def paint(
                     f"a mask_shape is {masks[number].get('mask_shape')}; expected (T, {shape[1]}, {shape[2]}), the "
                     "clip's height and width"
                 )
-            out[decode_clip_mask(masks[number], start, shape[0])] = colors[number]
+            labels[decode_clip_mask(masks[number], start, shape[0])] = number + 1
     except (WorldtuneError, AttributeError, KeyError, TypeError) as error:
         raise WorldtuneError(f"{path} cannot be painted: {error}. Make the file again.") from error
-    return out
+    return np.array([(0, 0, 0), *colors], np.uint8)[labels]
 
 
 class Seg:

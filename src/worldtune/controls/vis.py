@@ -1,7 +1,7 @@
 """The vis control: blurred frames of less detail (spec/transfer1-training.md 5.7). T frames, H height, W width.
 
-Large frames are shrunk, then blurred at a fraction of their size by a bilateral filter, a Gaussian one, or the first and
-then the second, then scaled down and up again. The values are drawn once for a window.
+Large frames are shrunk, then blurred at a fraction of their size by a bilateral filter, a Gaussian one, or the first
+and then the second, then scaled down and up again. The values are drawn once for a window.
 """
 
 from dataclasses import dataclass

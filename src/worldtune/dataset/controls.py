@@ -28,7 +28,7 @@ from worldtune.media.geometry import nearest_aspect_ratio
 from worldtune.media.video import check_video, iterate_frames, video_writer
 from worldtune.recipe.schema import VIDEO_SIZES_WH
 
-VERSION = 2
+VERSION = 3
 
 EDGE_PRESET = "medium"
 
@@ -226,7 +226,7 @@ def _check_segmentation(job: ControlJob) -> int:
 
 
 def _check_keypoints(job: ControlJob) -> int:
-    """Check {frame: [person, ...]} with body-keypoints [N, 3] and hand-keypoints [42, 3] in each person."""
+    """Check {frame: [person, ...]} with body-keypoints [133, 3] or [91, 3] and hand-keypoints [42, 3] in each."""
     frames = read_pickle(job.given, MAX_CONTROL_BYTES)
     if not isinstance(frames, dict) or not all(isinstance(frame, int) for frame in frames):
         raise WorldtuneError("expected a table of frame numbers")
@@ -243,9 +243,10 @@ def _check_keypoints(job: ControlJob) -> int:
                 if isinstance(person, dict)
                 else (None, None)
             )
-            if getattr(body, "shape", (0,))[1:] != (3,) or getattr(hands, "shape", None) != (42, 3):
+            if getattr(body, "shape", None) not in ((133, 3), (91, 3)) or getattr(hands, "shape", None) != (42, 3):
                 raise WorldtuneError(
-                    f"frame {number}: expected people with body-keypoints [N, 3] and hand-keypoints [42, 3]"
+                    f"frame {number}: expected people with body-keypoints [133, 3] or [91, 3] and hand-keypoints "
+                    "[42, 3]"
                 )
     return len(numbers)
 
