@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 
 from worldtune.controls.edge import PRESETS, canny, draw_thresholds
+from worldtune.controls.registry import CONTROL_KINDS
+from worldtune.media.video import write_video
 from worldtune.recipe.schema import EdgeControl
 
 
@@ -41,3 +43,26 @@ def test_drawn_thresholds_cover_their_ranges():
 def test_upper_threshold_ends_at_255():
     config = EdgeControl(threshold_low_min=200, threshold_low_max=200, threshold_gap_min=100, threshold_gap_max=100)
     assert draw_thresholds(config, np.random.default_rng(0)) == (200, 255)
+
+
+def test_training_uses_one_pair_of_thresholds_for_the_window(frames, source_of, config_of):
+    thresholds = draw_thresholds(EdgeControl(), np.random.default_rng(5))
+    hint = CONTROL_KINDS["edge"].training(source_of(), config_of("edge"), np.random.default_rng(5)).hint
+    assert np.array_equal(hint, canny(frames, *thresholds, (960, 704)))
+
+
+def test_evaluation_reads_the_stored_map_of_shrunk_frames(tmp_path, source_of, config_of):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 720, 1280, 3), dtype=np.uint8)
+    stored = canny(frames, *PRESETS["medium"], (1280, 704))
+    write_video(tmp_path / "edge.mkv", stored[..., 0], 24, lossless=True)
+    source = source_of(tmp_path / "edge.mkv", start=1, frames=frames[1:])
+    hint = CONTROL_KINDS["edge"].evaluation(source, config_of("edge")).hint
+    assert hint.shape == (2, 704, 1252, 3)
+    assert np.array_equal(hint, stored[1:])
+
+
+def test_draws_cover_exactly_the_default_ranges():
+    rng = np.random.default_rng(0)
+    drawn = [draw_thresholds(EdgeControl(), rng) for _ in range(20000)]
+    assert {low for low, _ in drawn} == set(range(20, 100))
+    assert {high - low for low, high in drawn} == set(range(50, 150))

@@ -166,15 +166,15 @@ def test_dots_and_lines_have_the_recipes_size(draw):
 
 
 def test_half_precision_hits_the_pixel_of_its_value(tmp_path, source_of, config_of):
-    # In half precision the product would be 3330.
-    x = np.float16(0.8672)
+    x = np.float16(1777 / 2048)
+    assert (int(float(x) * 3840), int(x * np.float16(3840))) == (3331, 3332)
     one = person({})
     one["body-keypoints"][NOSE] = (x, 0.5, 0.9)
     path = tmp_path / "wide.pickle"
     path.write_bytes(pickle.dumps({0: [one]}))
     hint = KEYPOINT.evaluation(source_of(path, frames=np.zeros((1, 8, 3840, 3), np.uint8)), config_of("keypoint")).hint
     columns = np.flatnonzero(hint.any(axis=(0, 1, 3)))
-    assert columns.tolist() == list(range(int(float(x) * 3840) - 2, int(float(x) * 3840) + 3))
+    assert columns.tolist() == list(range(3329, 3334))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.dataset.clips import COMPUTED_IN_TRAINING
 from worldtune.dataset.config import dataset_of, find_dataset, load_datasets, parse_datasets
 from worldtune.recipe.load import load_recipe
 
@@ -38,6 +39,8 @@ def test_all_problems_are_named_at_once():
         ({"kind": "hdvila", "num_shards": 1, "path": "videos"}, "belongs to kind 'folder'"),
         (FOLDER | {"captions": "list.xlsx"}, r".csv or .jsonl"),
         (FOLDER | {"controls": ["edge", "edge"]}, "twice"),
+        (FOLDER | {"controls": ["vis"]}, "training computes it"),
+        (FOLDER | {"controls": ["keypoints"]}, "did you mean 'keypoint'"),
         (FOLDER | {"text_encoder": "../outside"}, "no folder below checkpoints"),
         (FOLDER | {"views": {"front": ""}}, "at least two views"),
         (FOLDER | {"views": {"front": "", "left": " "}}, "'left' needs a caption"),
@@ -91,3 +94,17 @@ def test_a_recipe_whose_dataset_will_not_fit_is_told_before_anything_runs(name, 
     with pytest.raises(WorldtuneError) as caught:
         dataset_of("run", recipe, parse_datasets({"synthetic": fitting | table}, "config.yaml"))
     assert all(part in str(caught.value) for part in ("run", *parts))
+
+
+@pytest.mark.parametrize("kind", ["vis", "upscale", "depth", "seg", "keypoint", "hdmap", "lidar"])
+def test_only_controls_with_files_are_asked_of_the_dataset(kind):
+    root = Path(__file__).parents[2]
+    recipe = load_recipe("demo_edge_posttrain", [f"control.kind={kind}"], root=root)
+    table = {"kind": "synthetic", "num_shards": 1, "num_clips": 4, "text_max_tokens": 64, "controls": []}
+    without = parse_datasets({"synthetic": table}, "")
+    if kind in COMPUTED_IN_TRAINING:
+        assert dataset_of("run", recipe, without) is without["synthetic"]
+        return
+    with pytest.raises(WorldtuneError, match=f"Add '{kind}' to its controls"):
+        dataset_of("run", recipe, without)
+    assert dataset_of("run", recipe, parse_datasets({"synthetic": table | {"controls": [kind]}}, ""))

@@ -106,6 +106,7 @@ BROKEN_RLE[0]["segmentation_mask_rle"]["data"]["counts"] = b"1"
         ("keypoint", keypoints(5), "it has 5 frames, the clip has 6"),
         ("keypoint", {number: [] for number in (0, 1, 2, 3, 4, 6)}, "gaps"),
         ("keypoint", {number: [{"body-keypoints": np.zeros((133, 2))}] for number in range(6)}, "expected people"),
+        ("keypoint", {n: [{**keypoints()[1][0], "body-keypoints": np.zeros((17, 3))}] for n in range(6)}, "[91, 3]"),
         ("keypoint", [1], "expected a table"),
         ("keypoint", {number: print for number in range(6)}, "not admitted"),
     ],

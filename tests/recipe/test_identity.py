@@ -78,6 +78,19 @@ def test_every_input_hash_changes_the_identity(name: str) -> None:
     assert identity(load(), **HASHES) != identity(load(), **changed)
 
 
+@pytest.mark.parametrize("kind", ["edge", "vis", "depth", "seg", "keypoint", "upscale", "hdmap", "lidar"])
+def test_of_the_controls_only_the_chosen_kinds_table_counts(kind: str) -> None:
+    keys = [key for key in values_that_affect(load(f"control.kind={kind}"), "weights") if key.startswith("control.")]
+    own = [key for key in known_keys(Recipe) if key.startswith(f"control.{kind}.")]
+    assert keys == sorted(["control.kind", "control.grayscale", *own])
+    assert bool(own) == (kind in ("edge", "vis", "seg", "keypoint", "upscale"))
+    chosen = f"control.kind={kind}"
+    assert (identity(load(chosen), **HASHES) == identity(load(chosen, "control.vis.downscale_max=9"), **HASHES)) == (
+        kind != "vis"
+    )
+    assert identity(load(chosen), **HASHES) != identity(load(chosen, "control.grayscale=true"), **HASHES)
+
+
 def test_cluster_and_logging_are_in_no_params() -> None:
     keys = values_that_affect(load(), "weights", "outcome")
     assert not [key for key in keys if key.startswith(("cluster.", "logging.", "saving."))]

@@ -11,7 +11,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.recipe import load as load_module
 from worldtune.recipe.identity import values_that_affect
 from worldtune.recipe.load import load_recipe, recipe_path
-from worldtune.recipe.schema import Recipe
+from worldtune.recipe.schema import Control, Recipe
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (REPOSITORY / "config/recipes").glob("*.toml"))
@@ -135,7 +135,7 @@ def test_resolved_values_of_the_published_recipes(published: Published) -> None:
     assert objective.max_condition_frames == (2 if generic or published.prefix == "v2w_" else 0)
     assert objective.main_view_given == multiview
     assert (objective.condition_log_sigma_mean, objective.condition_log_sigma_std) == (-3.0, 2.0)
-    assert recipe.control.kind == published.kind
+    assert recipe.control == Control(kind=published.kind)
     repository = REPOSITORIES[published.family]
     file = CONTROL_FILES.get(published.kind, f"{published.kind}_control")
     assert recipe.checkpoints.base == f"{repository}/{published.prefix}base_model.pt"
@@ -190,7 +190,7 @@ def test_a_demo_twin_is_wired_like_its_recipe(published: Published) -> None:
     [
         ("[optimizer]\nlearning_rte = 1e-4\n", r"optimizer\.learning_rte: unknown key.*optimizer\.learning_rate"),
         ("[optimiser]\nlearning_rate = 1e-4\n", r"optimiser: unknown key"),
-        ('[control]\nkind = "egde"\n', r"control\.kind: Input should be 'edge'.*'egde'"),
+        ('[control]\nkind = "egde"\n', r"control\.kind: Input should be 'edge'.*'egde'; the nearest known: edge"),
         ('[data]\nresolution = "721"\n', r"data\.resolution: .*'720'.*found '721'"),
         ('[network]\nsize = "transfer1_8b"\n', r"transfer1_8b.*nearest known: transfer1_7b"),
         ("[network.base]\nnum_head = 8\n", r"network\.base\.num_head: unknown key.*network\.base\.num_heads"),
@@ -215,6 +215,21 @@ def test_wrong_files_are_refused_with_advice(tmp_path: Path, text: str, message:
         ("network.control.model_channels=64", "must equal network.base.model_channels = 128"),
         ("network.base.max_img_w=16", "position tables"),
         ("control.edge.threshold_low_min=120", "threshold_low_max"),
+        ("control.edge.threshold_low_max=256", "at most 255, found 256"),
+        ("control.kind=keypoints", "control.kind: .*'keypoints'; the nearest known: keypoint"),
+        ("control.vis.downscale_min=18", "control.vis.downscale_min: must not be above .*downscale_max = 17, found 18"),
+        ("control.vis.gaussian_sigma_max=3.5", "gaussian_sigma_min: must not be above"),
+        ("control.vis.both_probability=0.3", r"control.vis.bilateral_probability \+ .* add up to 1, .* = 1.1"),
+        ("control.vis.both_probability=-0.2", "control.vis.both_probability"),
+        ("control.vis.downscale_min=0", "control.vis.downscale_min"),
+        ("control.upscale.probabilities=[0.5,0.2,0.2]", "control.upscale.probabilities: must add up to 1"),
+        ("control.upscale.probabilities=[0.5,0.5]", "must be as many as the 3 of control.upscale.divisors, found 2"),
+        ("control.upscale.probabilities=[1.5,-0.7,0.2]", "control.upscale.probabilities.1"),
+        ("control.seg.max_objects=1001", "control.seg.max_objects"),
+        ("control.seg.saturation_min=1.1", "control.seg.saturation_min"),
+        ("control.seg.value_min=0", "control.seg.value_min"),
+        ("control.keypoint.confidence_min=0", "control.keypoint.confidence_min"),
+        ("control.keypoint.line_width=0", "control.keypoint.line_width"),
         ("ema.rates=[0.5]", "ema.rates"),
         ("optimizer.betas=[0.9,1.0]", r"optimizer.betas\[1\]"),
         ("sampling.sigma_min=100", "sampling.sigma_max"),

@@ -42,6 +42,9 @@ DEPARTURES = """## Departures from the published recipes
 * Optimizer master weights and the order of samples survive a resume; the published trainer rebuilds or forgets them.
 * A step whose gradient is not finite is skipped and counted; the published trainer sets such gradients to zero and
   steps.
+* The upscale control crops frames to the recipe's size, or to what a smaller frame has of that aspect ratio; the
+  published trainer always crops to the size of resolution 720 and distorts smaller clips.
+* Places of keypoints are computed in single precision; in half precision, in which they are stored, they miss pixels.
 * The noise of given frames is the same on all tensor-parallel ranks; the published trainer draws it on each rank.
 * T5 runs in bfloat16 on a GPU (published: float32); the files are float16 in both.
 * Several views: the text of every view has `data.text_tokens` tokens (published: the texts of all views are cut to 512
