@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
 import pytest
+from full_disk import error_of, leave_free
 
 from worldtune.checkpoint import hub as hub_module
 from worldtune.checkpoint.catalogue import Catalogue, load_catalogue
@@ -345,6 +346,29 @@ def test_a_full_disk_is_found_before_the_download(
     with pytest.raises(WorldtuneError, match=r"but 0\.0 GB are free"):
         fetch(catalogue.find("owner/model/base.pt"), checkpoints, hub=anonymous(fake))
     assert fake.downloads() == []
+
+
+def test_a_disk_that_fills_up_during_the_download_is_no_matter_of_the_network(
+    fake: FakeHub, catalogue: Catalogue, full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "SPARE_BYTES", 0)
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    usage = shutil.disk_usage(full_disk)
+    # Another program takes the space after it was looked at.
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**12))
+    leave_free(full_disk, 64 * 1024)
+    request = catalogue.find("owner/model/base.pt")
+    message = error_of(lambda: fetch(request, full_disk, hub=anonymous(fake)))
+    partial = full_disk / ".store/owner/model" / COMMIT / "base.pt.part"
+    assert message.startswith(f"error: {partial}: No space left on device. Free space")
+    assert "network" not in message
+    assert not request.output(full_disk).exists()
+    kept = partial.stat().st_size
+    assert 0 < kept < len(WEIGHTS)
+    leave_free(full_disk, 10**6)
+    fake.requests.clear()
+    assert fetch(request, full_disk, hub=anonymous(fake)).read_bytes() == WEIGHTS
+    assert [headers["range"] for headers in fake.downloads()] == [f"bytes={kept}-"]
 
 
 def test_a_name_that_leaves_the_folder_is_refused(fake: FakeHub, catalogue: Catalogue, checkpoints: Path) -> None:

@@ -1,6 +1,8 @@
 """A small disk of its own for tests of full and read-only disks."""
 
+import errno
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -45,3 +47,22 @@ def error_of(main: Callable[[], object]) -> str:
         script.run(lambda: main() and None)
     assert isinstance(ended.value.code, str), "the script ended with a status and no message"
     return ended.value.code
+
+
+def refuse_writes(monkeypatch: pytest.MonkeyPatch, pattern: str, number: int = errno.ENOSPC) -> list[str]:
+    """Make the disk full for files whose path matches, when they are to be brought to the disk.
+
+    A full disk of its own fails at the first write; this one fails at a chosen one. Returns the files that were met.
+    """
+    fsync = os.fsync
+    met: list[str] = []
+
+    def full(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if re.search(pattern, path):
+            met.append(path)
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    return met

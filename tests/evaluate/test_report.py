@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from full_disk import error_of, files_of, refuse_writes
 from matplotlib.figure import Figure
 
 from worldtune.common.errors import WorldtuneError
@@ -153,6 +154,21 @@ def test_what_fails_while_a_figure_is_shown_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WorldtuneError, match="failed while it showed a result"):
         execute_report(tmp_path / "notebook.ipynb", tmp_path / "report.html", title="", parameters={"run_dir": "x"})
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_full_disk_leaves_the_older_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = nbformat.v4.new_code_cell("run_dir = ''", metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebook.ipynb")
+    output = tmp_path / "results" / "report.html"
+    output.parent.mkdir()
+    output.write_text("old")
+    met = refuse_writes(monkeypatch, r"/\.report\.")
+    message = error_of(
+        lambda: execute_report(tmp_path / "notebook.ipynb", output, title="", parameters={"run_dir": "x"})
+    )
+    assert met
+    assert message.startswith(f"error: {output}: No space left on device. Free space")
+    assert files_of(output.parent) == {"report.html": b"old"}
 
 
 def test_a_failing_cell_is_a_named_error(tmp_path: Path) -> None:

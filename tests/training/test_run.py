@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from full_disk import error_of, leave_free, refuse_writes, remount
 from torch.distributed.device_mesh import DeviceMesh
 from trainer_toy import NUM_HELD_OUT, ToyTask, toy_recipe
 
@@ -18,9 +19,10 @@ from worldtune.recipe.identity import fingerprint, values_that_affect
 from worldtune.recipe.schema import Recipe
 from worldtune.training.errors import TemporaryError
 from worldtune.training.inputs import Inputs, SplitCheckpoint, find_inputs
-from worldtune.training.metrics import read_rows
+from worldtune.training.metrics import append_rows, cut_rows, read_rows
 from worldtune.training.run import run_training
 from worldtune.training.signals import EXIT_STOPPED, STOP_SIGNALS
+from worldtune.training.state import complete_steps
 from worldtune.training.task import Batch, LossOutput
 
 
@@ -214,6 +216,82 @@ def test_holder_that_lost_its_lease_writes_nothing_more(job: Job, monkeypatch: p
     assert json.loads((attempt / "lease.json").read_text())["host"] == "elsewhere"
     assert not (attempt / "fatal.json").exists()
     assert not (job.folder / "manifest.json").exists()
+
+
+def test_a_disk_that_fills_up_during_training(job: Job, full_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remount(full_disk, "size=4m")
+    job.folder = full_disk / "toy_run"
+    training_loss = ToyTask.training_loss
+
+    def fill_the_disk_in_the_fifth_step(task: ToyTask, batch: Batch) -> LossOutput:
+        if 16 in batch["ordinal"].tolist():
+            leave_free(full_disk, 0)
+        return training_loss(task, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ToyTask, "training_loss", fill_the_disk_in_the_fifth_step)
+        message = error_of(lambda: job(toy_recipe()))
+    assert message.startswith(f"error: {job.folder}/attempts/")
+    assert "GiB are free" in message or "No space left on device" in message
+    torch.distributed.destroy_process_group()
+    (attempt,) = job.attempts()
+    assert complete_steps(attempt / "checkpoints") == [3]
+    assert not list(attempt.rglob("*.partial"))
+    assert not (attempt / "fatal.json").exists()
+    assert not (attempt / "lease.json").exists()
+    assert not (job.folder / "manifest.json").exists()
+    remount(full_disk, "size=4m")
+    assert job(toy_recipe()) == 0
+    assert [row["step"] for row in read_rows(attempt / "metrics.jsonl")] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "named"),
+    [
+        (r"/\.config\.", "/attempts/{attempt}/config.yaml"),
+        (r"/\.job_env\.", "/attempts/{attempt}/job_env.yaml"),
+        (r"/\.launch_info\.", "/attempts/{attempt}/launch_info.yaml"),
+        (r"/\.lease\.", "/attempts/{attempt}/lease.json"),
+        (r"/\.validation\.", "/attempts/{attempt}/validation.jsonl"),
+        (r"attempts/\w+/\.manifest\.", "/attempts/{attempt}/manifest.json"),
+        (r"toy_run/\.manifest\.", "/manifest.json"),
+    ],
+)
+def test_each_record_of_a_run_on_a_full_disk(
+    job: Job, monkeypatch: pytest.MonkeyPatch, pattern: str, named: str
+) -> None:
+    with monkeypatch.context() as patched:
+        met = refuse_writes(patched, pattern)
+        message = error_of(lambda: job(toy_recipe()))
+    assert met
+    torch.distributed.destroy_process_group()
+    (attempt,) = job.attempts()
+    where = f"{job.folder}{named.format(attempt=attempt.name)}"
+    assert message.startswith(f"error: {where}: No space left on device. Free space")
+    assert not Path(where).exists()
+    assert not (job.folder / "manifest.json").exists()
+    left = {path.name for path in job.folder.rglob(".*")} - {".lease.json.lock", ".metadata"}
+    assert not left
+    assert not (attempt / "fatal.json").exists()
+    assert job(toy_recipe()) == 0
+    (start, *_) = yaml.safe_load((attempt / "launch_info.yaml").read_text())
+    assert start["world_size"] == 1
+
+
+def test_metrics_on_a_full_disk_lose_one_row_at_most(full_disk: Path) -> None:
+    path = full_disk / "metrics.jsonl"
+    rows = [{"step": step, "loss": 0.5, "text": "x" * 1000} for step in range(1, 6)]
+    append_rows(path, rows[:2])
+    leave_free(full_disk, 0)
+    message = error_of(lambda: append_rows(path, rows[2:]))
+    assert message.startswith(f"error: {path}: No space left on device. Free space")
+    # The row that was torn is not read, and the ones before it are whole.
+    assert read_rows(path) == rows[: len(read_rows(path))]
+    assert len(read_rows(path)) >= 2
+    remount(full_disk, "size=200k")
+    cut_rows(path, 2)
+    append_rows(path, rows[2:])
+    assert read_rows(path) == rows
 
 
 def test_single_bad_batch_is_skipped(job: Job) -> None:

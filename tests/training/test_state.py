@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import error_of, files_of, leave_free, refuse_writes, remount
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from trainer_toy import ToyNetwork, toy_recipe
@@ -13,6 +14,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.training.ema import PowerEma
 from worldtune.training.errors import TemporaryError
 from worldtune.training.gradients import GradientAccumulator, clip, global_norm
+from worldtune.training.lease import Lease
 from worldtune.training.optimizer import MasterAdamW
 from worldtune.training.sharding import trainable_parameters
 from worldtune.training.state import CheckpointStore, TrainState, complete_steps, read_weights
@@ -105,6 +107,62 @@ def test_full_disk_is_said_before_writing(
     with pytest.raises(TemporaryError, match="GiB are free"):
         store(tmp_path).save(new_state())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_during_a_checkpoint(
+    full_disk: Path, single_mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = new_state()
+    remount(full_disk, "size=4m")
+    advance(state, steps=1)
+    store(full_disk).save(state)
+    good = files_of(full_disk)
+    advance(state, steps=1)
+    usage = namedtuple("usage", "total used free")
+    # Another program takes the space after it was looked at.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10, 10, 10**12))
+    leave_free(full_disk, 4096)
+    message = error_of(lambda: store(full_disk).save(state))
+    assert message.startswith(f"error: {full_disk / 'step_000000002'}: No space left on device. Free space")
+    assert files_of(full_disk) == good
+    assert [path.name for path in full_disk.iterdir()] == ["step_000000001"]
+    remount(full_disk, "size=4m")
+    store(full_disk).save(state)
+    assert sorted(complete_steps(full_disk)) == [1, 2]
+
+
+@pytest.mark.parametrize("pattern", [r"/\.state\.", r"\.distcp", r"/\.metadata"])
+def test_each_file_of_a_checkpoint_on_a_full_disk(
+    tmp_path: Path, single_mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    state = new_state()
+    advance(state, steps=1)
+    store(tmp_path).save(state)
+    good = files_of(tmp_path)
+    advance(state, steps=1)
+    met = refuse_writes(monkeypatch, pattern)
+    message = error_of(lambda: store(tmp_path).save(state))
+    assert met
+    assert message.startswith(f"error: {tmp_path}/step_000000002")
+    assert "No space left on device. Free space" in message
+    assert files_of(tmp_path) == good
+
+
+def test_what_another_holder_of_the_lease_writes_is_left_alone(
+    tmp_path: Path, single_mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease(tmp_path)
+    assert lease.try_acquire() is None
+    state = new_state()
+    record = json.loads((tmp_path / "lease.json").read_text())
+    (tmp_path / "lease.json").write_text(json.dumps({**record, "token": "another"}))
+    partial = tmp_path / "checkpoints" / "step_000000000.partial"
+    refuse_writes(monkeypatch, r"/\.state\.")
+    lost = CheckpointStore(tmp_path / "checkpoints", keep_last=2, keep_every=0, lease=lease)
+    with pytest.raises(TemporaryError, match="not by this process any more"):
+        lost.save(state)
+    assert partial.is_dir()
+    lease.release()
 
 
 def test_state_is_readable_for_people(tmp_path: Path, single_mesh: DeviceMesh) -> None:

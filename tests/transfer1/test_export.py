@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from full_disk import error_of, files_of, leave_free, refuse_writes, remount
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_world import tiny_inputs, tiny_recipe
@@ -360,6 +361,61 @@ def test_samples_of_other_weights_or_another_version_are_drawn_again(
     assert not is_drawn_again()
     monkeypatch.setattr(drawing, "stage_version", lambda _module: 99)
     assert is_drawn_again()
+
+
+@pytest.mark.parametrize("left_bytes", [0, 16_000, 64_000])
+def test_export_on_a_full_disk_leaves_the_older_one(
+    exported: Path, trained_run: Path, full_disk: Path, left_bytes: int
+) -> None:
+    root = trained_run.parents[1]
+    remount(full_disk, "size=64m")
+    run = copied(trained_run, full_disk)
+    assert exported.name == "model"
+    before = files_of(run)
+    leave_free(full_disk, left_bytes)
+    options = {"checkpoints_dir": root / "checkpoints", "datasets_dir": root / "datasets"}
+    message = error_of(lambda: export_run(run, **options))
+    assert message.startswith(f"error: {run}/")
+    assert "No space left on device. Free space" in message
+    assert files_of(run) == before
+    remount(full_disk, "size=64m")
+    export_run(run, **options)
+    assert read_json(run / "model" / "provenance.json")["verified"]
+
+
+@pytest.mark.parametrize("pattern", [r"/\.provenance\.", r"/\.config\.", r"/\.README\."])
+def test_each_text_of_an_export_on_a_full_disk(
+    exported: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    root = trained_run.parents[1]
+    run = copied(trained_run, tmp_path)
+    before = files_of(run)
+    met = refuse_writes(monkeypatch, pattern)
+    options = {"checkpoints_dir": root / "checkpoints", "datasets_dir": root / "datasets"}
+    message = error_of(lambda: export_run(run, **options))
+    assert met
+    assert "No space left on device. Free space" in message
+    assert files_of(run) == before
+    assert exported.is_dir()
+
+
+@pytest.mark.usefixtures("exported", "own_process_group")
+@pytest.mark.parametrize("suffix", ["mp4", "png", "json"])
+def test_samples_on_a_full_disk(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    output = tmp_path / "samples"
+    with monkeypatch.context() as patched:
+        met = refuse_writes(patched, rf"/\.\w+\.\w+\.{suffix}$")
+        message = error_of(lambda: draw(trained_run, output))
+    assert met
+    torch.distributed.destroy_process_group()
+    name = "samples.json" if suffix == "json" else f"{'3' * 16}.{suffix}"
+    assert message.startswith(f"error: {output / name}: No space left on device. Free space")
+    assert not (output / name).exists()
+    assert not (output / "samples.json").exists()
+    assert not list(output.glob(".*"))
+    assert len(draw(trained_run, output)["clips"]) == 2
 
 
 def test_load_report_is_deterministic_and_fatal_where_something_is_off(tiny_world: Path, tmp_path: Path) -> None:
