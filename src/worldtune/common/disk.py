@@ -20,6 +20,7 @@ ADVICE = {
 """What to do, by the numbers of errors that only writing gives."""
 ACCESS = "Give your account the right to it (look at `ls -ld` of the file and its folder) and run the command again."
 PATH = {
+    errno.ENOENT: "Run the command in the repository's root, or correct the path.",
     errno.ENOTDIR: "Expected a folder: a part of this path is a file. Give another path, or move that file away.",
     errno.EISDIR: "Expected a file: this is a folder. Give another path, or move that folder away.",
     errno.EEXIST: "Expected a folder: this is a file. Give another path, or move that file away.",
@@ -84,7 +85,7 @@ def disk_advice(error: BaseException) -> str | None:
         advice = ADVICE[number]
     elif number in (errno.EACCES, errno.EPERM):
         advice = ACCESS
-    elif number in PATH:
+    elif number in PATH and isinstance(error, OSError) and error.filename is not None:
         advice = PATH[number]
     else:
         return None

@@ -1,0 +1,108 @@
+"""Every script explains itself, and ends wrong or missing input with one line and status 1."""
+
+import contextlib
+import io
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(path.stem for path in (ROOT / "src" / "scripts").glob("*.py"))
+
+
+def run(script: str, *arguments: str) -> tuple[int, str, str]:
+    """Run a script in this process; returns status, standard output, and standard error with the last words."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patched.setattr(sys, "argv", [f"{script}.py", *arguments])
+        # Any other exception would be a traceback.
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "src" / "scripts" / f"{script}.py"), run_name="__main__")
+    code = ended.value.code
+    if isinstance(code, str):
+        return 1, out.getvalue(), f"{err.getvalue()}{code}\n"
+    return code or 0, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with the repository's configuration and nothing else, and no network."""
+    for name in ("config", "notebooks", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    for name in ("WORLDTUNE_CONFIG", "OUTPUT_ROOT", "WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script: str) -> None:
+    status, out, err = run(script, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith("usage: ")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_unknown_option(script: str) -> None:
+    status, _, err = run(script, "--nonsense")
+    assert status == 2
+    assert "error: " in err
+
+
+RUN = "demo_edge_posttrain"
+NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
+    "captions": [(("--dataset", "no", "--shard", "0000"), "'no'"), (("--dataset", "synthetic", "--shard", "9"), "'9'")],
+    "controls": [(("--dataset", "synthetic", "--shard", "0000", "--control", "egde"), "'egde'")],
+    "docs": [(("--check",), "README.md")],
+    "export": [(("--run", RUN), "results/demo_edge_posttrain/manifest.json")],
+    "fetch_checkpoint": [((), "name"), (("nvidia/no/base.pt",), "nvidia/no/base.pt")],
+    "fetch_metadata": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "synthetic")],
+    "ingest": [(("--dataset", "no", "--shard", "0000"), "'no'")],
+    "load_report": [(("--run", RUN, "--output", "r.json"), "split.json"), (("--run", "no", "--output", "r"), "no")],
+    "lock": [(("--check",), "requirements.lock")],
+    "make_demo_checkpoints": [(("--checkpoints", "c", "--model", "no.toml"), "no.toml")],
+    "merge_checkpoint": [
+        (("no.split.json", "--output", "a.pt"), "no.split.json"),
+        (("no_model_mp_0.pt", "--output", "a.pt"), "no_model_mp_0.pt"),
+        (("no.split.json", "--output", "a.txt"), "a.txt"),
+    ],
+    "render_synthetic": [(("--dataset", "no", "--shard", "0000"), "'no'")],
+    "report": [(("--run", RUN, "--output", "r.html"), "manifest.json")],
+    "sample": [(("--run", RUN), "provenance.json"), (("--run", "no"), "no"), (("--run", RUN, "--steps", "0"), "steps")],
+    "slurm_queue": [((), "squeue")],
+    "split_checkpoint": [
+        (("no.pt", "--degree", "2", "--output-dir", "out"), "no.pt"),
+        (("no.pt", "--degree", "0", "--output-dir", "out"), "--degree 0"),
+    ],
+    "t5": [(("--dataset", "synthetic", "--shard", "0000", "--device", "cpu"), "synthetic")],
+    "train": [
+        (("no",), "no"),
+        ((RUN, "--", "data.num_frames=18"), "data.num_frames"),
+        ((RUN, "--", "trainer.max_iter=18"), "trainer"),
+        ((RUN, "--", "training.max_iter"), "key.path=value"),
+        ((RUN,), "processes"),
+        ((RUN, "--", "parallel.tensor=1"), "dataset.json"),
+    ],
+    "validate": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "parquet")],
+    "why": [(("--run", "no"), "no")],
+}
+
+
+def test_every_script_is_tried() -> None:
+    assert sorted(NOTHING) == SCRIPTS
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "named"), [(script, *case) for script, cases in NOTHING.items() for case in cases]
+)
+def test_missing_or_wrong_input(project: Path, script: str, arguments: tuple[str, ...], named: str) -> None:
+    before = sorted(project.rglob("*"))
+    status, _, err = run(script, *arguments)
+    assert status == 1 or (status == 2 and err.startswith("usage: "))
+    assert named in err[err.index("error: ") :]
+    new = [path for path in project.rglob("*") if path not in before and path.is_file()]
+    # A stage takes its ledger's lock, an empty file, before it looks for what it reads.
+    assert [path for path in new if path.suffix != ".lock" or path.stat().st_size] == []
