@@ -54,7 +54,8 @@ fi
 # As variables, which a version without these options passes over.
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 export PET_SHUTDOWN_TIMEOUT=600
-torchrun=("$python" -m torch.distributed.run --nproc_per_node="$processes" --max-restarts=0)
+# torchrun, but the reason of a failure comes last.
+torchrun=("$python" "$(dirname "${BASH_SOURCE[0]}")/launch.py" --nproc_per_node="$processes" --max-restarts=0)
 if [[ $nodes -eq 1 ]]; then
   exec "${torchrun[@]}" --standalone "$@"
 fi

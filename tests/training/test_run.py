@@ -358,7 +358,7 @@ def launch(tmp_path: Path, *arguments: str, **environment: str) -> list[str]:
 
 def test_launch_on_one_node(tmp_path: Path) -> None:
     found = launch(tmp_path, "--nodes", "1", "--processes-per-node", "8", "train.py", "a recipe", "--", "a.b=c d")
-    assert found[:3] == ["-m", "torch.distributed.run", "--nproc_per_node=8"]
+    assert found[:3] == ["src/scripts/launch.py", "--nproc_per_node=8", "--max-restarts=0"]
     assert found[-5:] == ["--standalone", "train.py", "a recipe", "--", "a.b=c d"]
 
 

@@ -1,17 +1,26 @@
 """What every script does around its one call of the library."""
 
+import json
 import logging
+import os
 import sys
+import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from worldtune.common.disk import disk_advice
 from worldtune.common.errors import WorldtuneError
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Variable with the file in which torchrun looks for the error of a process that it has started."""
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main` with plain log lines on stderr.
 
     A WorldtuneError, or an error of the disk such as a full one, ends it with one last line "error: ..." and status 1.
+    A process that torchrun has started leaves its error to the launcher, which prints one for all processes.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     # One line a request would drown the progress of a download.
@@ -20,9 +29,28 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except WorldtuneError as error:
+        if _record(error, str(error)):
+            sys.exit(1)
         sys.exit(f"error: {error}")
     except Exception as error:
         advice = disk_advice(error)
         if advice is None:
+            _record(error, "".join(traceback.format_exception_only(error)).strip())
             raise
+        if _record(error, advice):
+            sys.exit(1)
         sys.exit(f"error: {advice}")
+
+
+def _record(error: Exception, message: str) -> bool:
+    """Write an error into the file that torchrun looks for, in its format; returns whether there is one."""
+    path = os.environ.get(ERROR_FILE)
+    if not path:
+        return False
+    is_explained = isinstance(error, WorldtuneError) or disk_advice(error) is not None
+    callstack = message if is_explained else "".join(traceback.format_exception(error))
+    # torchrun knows whole seconds only, in which several processes may fail.
+    extra = {"py_callstack": callstack, "timestamp": str(int(time.time())), "time_ns": time.time_ns()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
+    return True
