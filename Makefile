@@ -8,7 +8,7 @@ CORES ?= $(shell nproc)
 RUN ?= demo_edge_posttrain
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dryrun why sample push test test-slow test-slurm test-slurm-slow lint format docs lock
+.PHONY: help setup demo dryrun run why dag queue unlock sample push prune clean reset test test-slow test-slurm test-slurm-slow lint format docs lock
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -28,6 +28,18 @@ demo: setup  ## the whole pipeline on rendered scenes, on the CPU, to a report
 dryrun: setup  ## the whole graph of the runs in config/config.yaml, nothing executed
 	$(SNAKEMAKE) --dryrun --cores $(CORES)
 
+run: setup  ## model and report of RUN=...
+	$(SNAKEMAKE) --cores $(CORES) results/$(RUN)/model results/$(RUN)/report.html
+
+dag: setup  ## the graph of the configured runs, as logs/dag.mmd and, with graphviz, logs/dag.svg
+	$(BIN)/python src/scripts/dag.py
+
+queue: setup  ## the SLURM jobs of this workflow, by rule
+	$(BIN)/python src/scripts/slurm_queue.py
+
+unlock: setup  ## release a lock that a snakemake left; there is none normally, and none is released while one works
+	$(BIN)/python src/scripts/unlock.py
+
 why: setup  ## what would run again for RUN=..., and which value, file or code caused it
 	$(BIN)/python src/scripts/why.py --run $(RUN)
 
@@ -36,6 +48,15 @@ sample: setup  ## draw samples from the export of RUN=...
 
 push: setup  ## upload the export of RUN=... to the model hub as REPO=organization/name; shows what first, YES=1 sends
 	$(BIN)/python src/scripts/push.py --run $(RUN) --repo "$(REPO)" $(if $(YES),--yes) $(if $(PUBLIC),--public)
+
+prune: setup  ## remove old attempts of RUN=...; asks first
+	$(BIN)/python src/scripts/clean.py attempts --run $(RUN) $(if $(YES),--yes)
+
+clean: setup  ## remove logs and caches
+	$(BIN)/python src/scripts/clean.py cheap
+
+reset: setup  ## remove all results, datasets and checkpoints; asks first
+	$(BIN)/python src/scripts/clean.py everything $(if $(YES),--yes)
 
 test: setup  ## the test suite
 	$(BIN)/pytest -q -n 2 --dist loadgroup -m "not slow and not slurm"

@@ -1,6 +1,7 @@
 """Documentation that is generated: config/README.md from the fields, the picture of the graph from the rules."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import write_text
 from worldtune.dataset.config import DatasetConfig
 from worldtune.recipe.estimate import estimate
 from worldtune.recipe.identity import affects_by_key
@@ -199,6 +201,30 @@ def _between(text: str, begin: str, end: str, content: str) -> str:
     if not found_begin or not found_end:
         raise WorldtuneError(f"README.md must hold the lines {begin!r} and {end!r}.")
     return f"{before}{begin}\n\n{content}\n{end}{after}"
+
+
+def draw_graph(root: Path, folder: Path) -> list[Path]:
+    """Write the configured runs' graph as dag.mmd, and as dag.svg where `dot` is installed; returns the files.
+
+    Args:
+        root: root of the repository.
+        folder: where to write.
+
+    Raises:
+        WorldtuneError: snakemake or dot fails.
+    """
+    text = rule_graph(root)
+    mermaid, svg = folder / "dag.mmd", folder / "dag.svg"
+    write_text(mermaid, text)
+    if shutil.which("dot") is None:
+        return [mermaid]
+    edges = re.findall(r"^  (\w+) --> (\w+)$", text, re.MULTILINE)
+    source = "digraph { rankdir=LR; node [shape=box]; " + "; ".join(f"{a} -> {b}" for a, b in edges) + " }"
+    drawn = subprocess.run(["dot", "-Tsvg"], input=source, capture_output=True, text=True, check=False)
+    if drawn.returncode:
+        raise WorldtuneError(f"dot failed: {drawn.stderr.strip()}")
+    write_text(svg, drawn.stdout)
+    return [mermaid, svg]
 
 
 def rule_graph(root: Path) -> str:

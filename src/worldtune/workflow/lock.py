@@ -47,3 +47,25 @@ class WorkflowLock:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         self._file = file
+
+
+def unlock(root: Path) -> str:
+    """Remove what Snakemake's own lock has left in a folder where no snakemake works; returns what was done.
+
+    This workflow's lock ends with its process, so that there is something to remove only where a snakemake ran without
+    the profile of the repository.
+
+    Args:
+        root: the workflow's folder.
+
+    Raises:
+        WorldtuneError: a snakemake works there.
+    """
+    lock = WorkflowLock(root / ".snakemake")
+    lock.acquire()
+    left = [path for path in sorted((root / ".snakemake/locks").glob("*.lock")) if path.is_file()]
+    for path in left:
+        path.unlink()
+    if not left:
+        return "nothing is locked: the lock of this workflow ends with its process"
+    return f"removed {len(left)} locks that a snakemake without the profile left"
