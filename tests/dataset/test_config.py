@@ -100,7 +100,7 @@ def test_a_recipe_whose_dataset_will_not_fit_is_told_before_anything_runs(name, 
 def test_only_controls_with_files_are_asked_of_the_dataset(kind):
     root = Path(__file__).parents[2]
     recipe = load_recipe("demo_edge_posttrain", [f"control.kind={kind}"], root=root)
-    table = {"kind": "synthetic", "num_shards": 1, "num_clips": 4, "text_max_tokens": 64, "controls": []}
+    table = {**FOLDER, "text_max_tokens": 64, "controls": []}
     without = parse_datasets({"synthetic": table}, "")
     if kind in COMPUTED_IN_TRAINING:
         assert dataset_of("run", recipe, without) is without["synthetic"]
