@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -118,6 +119,29 @@ def test_given_controls_that_do_not_fit(ingested, kind, content, part):
     assert row["reason"].startswith(f"{kind} unusable: ")
     assert part in row["reason"]
     assert str(ingested.folder) not in row["reason"]
+    assert not control_path(ingested.root, clip_id("sub/a.mp4"), kind).exists()
+
+
+class Command:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("seg", [{"phrase": Command(), "segmentation_mask_rle": {}}]),
+        ("keypoint", {number: [Command()] for number in range(6)}),
+    ],
+)
+def test_pickle_that_would_run_code(ingested, monkeypatch, kind, content):
+    monkeypatch.chdir(ingested.folder)
+    give(ingested, kind, content)
+    (row,) = rows_by_key(ingested.controls(kind)).values()
+    assert row["status"] == "unusable"
+    assert row["reason"].startswith(f"{kind} unusable: sub/{kind}/a.pickle is no pickle of plain arrays")
+    assert "not admitted" in row["reason"]
+    assert not (ingested.folder / "executed").exists()
     assert not control_path(ingested.root, clip_id("sub/a.mp4"), kind).exists()
 
 

@@ -433,3 +433,36 @@ def test_load_report_is_deterministic_and_fatal_where_something_is_off(tiny_worl
     assert not (tmp_path / "c.json").exists()
     with pytest.raises(WorldtuneError, match=r"checkpoints_tp_4.*does not exist"):
         write_load_report(tiny_recipe(parallel={"tensor": 4}), tmp_path / "c.json", checkpoints_dir=checkpoints)
+
+
+@pytest.mark.parametrize(
+    ("stem", "name", "change", "message"),
+    [
+        ("base_model", "base_model.net.final_layer.linear.weight", "remove", "final_layer.linear.weight"),
+        ("base_model", "base_model.net.final_layer.linear.weight", "cut", "final_layer.linear.weight"),
+        ("edge_control", "net.final_layer.linear.weight", "remove", "final_layer.linear.weight"),
+        ("edge_control", "net.final_layer.linear.weight", "cut", "final_layer.linear.weight"),
+    ],
+)
+def test_a_checkpoint_with_a_missing_key_or_another_shape_stops_before_training(
+    tiny_world: Path, tmp_path: Path, stem: str, name: str, change: str, message: str
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(tiny_world / "checkpoints", checkpoints)
+    source = checkpoints / "me" / "tiny" / f"{stem}.pt"
+    state = torch.load(source, weights_only=True)
+    tensor = state.pop(name)
+    if change == "cut":
+        state[name] = tensor[:-1].clone()
+    torch.save(state, source)
+    recipe = tiny_recipe()
+    split_checkpoint(source, source.parent / f"checkpoints_tp_{recipe.parallel.tensor}", recipe.parallel.tensor)
+    output = tmp_path / "report.json"
+    error = error_of(lambda: write_load_report(recipe, output, checkpoints_dir=checkpoints))
+    assert error.startswith("error: The checkpoints do not fit the recipe's networks:")
+    assert f"{stem}.split.json" in error
+    assert message in error
+    assert "Check that network.size" in error
+    shapes = f"{tuple(tensor[:-1].shape)} in the file, {tuple(tensor.shape)} in the network"
+    assert (shapes in error) == (change == "cut")
+    assert not output.exists()

@@ -3,10 +3,17 @@
 import contextlib
 import io
 import runpy
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from worldtune.recipe.identity import fingerprint, load_report_values, values_that_affect
+from worldtune.recipe.load import load_recipe
+from worldtune.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.stem for path in (ROOT / "src" / "scripts").glob("*.py"))
@@ -106,3 +113,45 @@ def test_missing_or_wrong_input(project: Path, script: str, arguments: tuple[str
     new = [path for path in project.rglob("*") if path not in before and path.is_file()]
     # A stage takes its ledger's lock, an empty file, before it looks for what it reads.
     assert [path for path in new if path.suffix != ".lock" or path.stat().st_size] == []
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "values", "key", "value"),
+    [
+        (
+            "train",
+            (RUN, "--manifest", f"results/{RUN}/manifest.json"),
+            lambda recipe: values_that_affect(recipe, "weights", "outcome"),
+            "optimizer.learning_rate",
+            "0.002",
+        ),
+        ("sample", ("--run", RUN), lambda recipe: values_that_affect(recipe, "report"), "sampling.seed", "12345"),
+        ("load_report", ("--run", RUN, "--output", "r.json"), load_report_values, "objective.use_logvar", "false"),
+    ],
+    ids=["train", "sample", "load_report"],
+)
+def test_a_recipe_that_was_edited_while_its_job_waited(
+    project: Path,
+    script: str,
+    options: tuple[str, ...],
+    values: Callable[[Recipe], dict[str, Any]],
+    key: str,
+    value: str,
+) -> None:
+    (project / "config").unlink()
+    shutil.copytree(ROOT / "config", project / "config")
+    older = project / "results" / RUN / "manifest.json"
+    older.parent.mkdir(parents=True)
+    older.write_text("older")
+    planned = fingerprint(values(load_recipe(RUN, root=project)))
+    path = project / "config" / "recipes" / f"{RUN}.toml"
+    path.rename(path.with_name("planned.toml"))
+    section, _, name = key.partition(".")
+    path.write_text(f'extends = "planned"\n[{section}]\n{name} = {value}\n')
+    status, _, err = run(script, *options, "--expect", planned)
+    assert status == 1
+    assert f"{RUN}.toml changed after this job was planned: {key}" in err
+    assert "run the same snakemake command again" in err
+    assert older.read_text() == "older"
+    assert [file for file in (project / "results").rglob("*") if file.is_file()] == [older]
+    assert not (project / "r.json").exists()

@@ -69,11 +69,17 @@ def load_pickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WorldtuneError(
-            f"{path} holds more than tensors and plain values, or is damaged, and is not loaded: {error}. Fetch it "
+            f"{path} holds more than tensors and plain values, or is damaged, and is not loaded: {_reason(error)}. Fetch it "
             "again; if it is as published, save its tensors as safetensors in an environment that may run it."
         ) from error
     except DAMAGE as error:
         raise WorldtuneError(f"{path} cannot be read ({type(error).__name__}: {error}). Fetch it again.") from error
+
+
+def _reason(error: pickle.UnpicklingError) -> str:
+    """Return what PyTorch found, without its advice to load the file in a way that runs what is in it."""
+    lines = [line.strip().partition(" Please use ")[0].rstrip(".") for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and "weights_only" not in line) or "it is no pickle"
 
 
 def _unpack(content: Any, path: Path) -> dict[str, Tensor]:
