@@ -69,8 +69,8 @@ def load_pickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WorldtuneError(
-            f"{path} holds more than tensors and plain values, or is damaged, and is not loaded: {_reason(error)}. Fetch it "
-            "again; if it is as published, save its tensors as safetensors in an environment that may run it."
+            f"{path} holds more than tensors and plain values, or is damaged, and is not loaded: {_reason(error)}. "
+            "Fetch it again; if it is as published, save its tensors as safetensors in an environment that may run it."
         ) from error
     except DAMAGE as error:
         raise WorldtuneError(f"{path} cannot be read ({type(error).__name__}: {error}). Fetch it again.") from error
