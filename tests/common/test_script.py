@@ -42,6 +42,7 @@ def test_every_rule_writes_a_log() -> None:
     for path in sorted((ROOT / "rules").glob("*.smk")):
         _, *blocks = re.split(r"^(?:rule|checkpoint) (?=\w+:)", path.read_text(), flags=re.MULTILINE)
         assert blocks or path.name == "common.smk"
-        for block in blocks:
+        # A rule without a command only explains why it cannot run.
+        for block in (block for block in blocks if "    shell:\n" in block):
             assert "    log:\n" in block, block.split(":")[0]
             assert "{log:q} 2>&1" in block, block.split(":")[0]
