@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 CORES ?= $(shell nproc)
 RUN ?= demo_edge_posttrain
+DATASET ?= hdvila
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dryrun run why dag queue unlock sample push prune clean reset test test-slow test-slurm test-slurm-slow lint format docs lock
+.PHONY: help setup demo dryrun run retry why dag queue unlock sample push prune clean reset test test-slow test-slurm test-slurm-slow lint format docs lock
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -30,6 +31,9 @@ dryrun: setup  ## the whole graph of the runs in config/config.yaml, nothing exe
 
 run: setup  ## model and report of RUN=...
 	$(SNAKEMAKE) --cores $(CORES) results/$(RUN)/model results/$(RUN)/report.html
+
+retry: setup  ## try the failed downloads of DATASET=... again; nothing else does
+	$(BIN)/python src/scripts/retry.py --dataset $(DATASET) --cores $(CORES)
 
 dag: setup  ## the graph of the configured runs, as logs/dag.mmd and, with graphviz, logs/dag.svg
 	$(BIN)/python src/scripts/dag.py

@@ -32,12 +32,35 @@ rule fetch_metadata:
         "HF_HUB_OFFLINE=0 {PYTHON:q} src/scripts/fetch_metadata.py --dataset {wildcards.dataset:q} > {log:q} 2>&1"
 
 
+rule fetch_videos:
+    input:
+        metadata="datasets/{dataset}/source/metadata.jsonl",
+    output:
+        manifest="datasets/{dataset}/manifests/fetch_videos/{shard}.parquet",
+    log:
+        "logs/fetch_videos/{dataset}_{shard}.log",
+    benchmark:
+        "benchmark_records/fetch_videos/{dataset}_{shard}.tsv"
+    localrule: PROJECT.cluster.partitions.network is None
+    threads: 4
+    resources:
+        slurm_partition=partition("network"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=4000,
+        runtime=720,
+    params:
+        **stage_params("fetch_videos"),
+    shell:
+        "{PYTHON:q} src/scripts/fetch_videos.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
+        " --threads {threads} --expect {params.expect} > {log:q} 2>&1"
+
+
 def source_of_shard(wildcards):
     """What must exist before the videos and captions of a shard can be read."""
     return {
         "folder": [],
         "synthetic": f"datasets/{wildcards.dataset}/source/{wildcards.shard}.json",
-        "hdvila": f"datasets/{wildcards.dataset}/source/metadata.jsonl",
+        "hdvila": f"datasets/{wildcards.dataset}/manifests/fetch_videos/{wildcards.shard}.parquet",
     }[DATASETS[wildcards.dataset].kind]
 
 
@@ -139,6 +162,7 @@ def dataset_manifests(wildcards):
         "captions",
         "t5",
         *(f"control-{kind}" for kind in DATASETS[wildcards.dataset].controls),
+        *(["fetch_videos"] if DATASETS[wildcards.dataset].kind == "hdvila" else []),
     ]
     shards = dataset_shards(wildcards.dataset)
     return [

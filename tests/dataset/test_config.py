@@ -36,6 +36,7 @@ def test_all_problems_are_named_at_once():
         ({"kind": "folder", "num_shards": 1}, "needs path"),
         ({"kind": "synthetic", "num_shards": 1}, "needs num_clips"),
         (FOLDER | {"num_clips": 3}, "belongs to kind 'synthetic'"),
+        ({"kind": "hdvila", "num_shards": 1}, "needs max_clips"),
         ({"kind": "hdvila", "num_shards": 1, "path": "videos"}, "belongs to kind 'folder'"),
         (FOLDER | {"captions": "list.xlsx"}, r".csv or .jsonl"),
         (FOLDER | {"controls": ["edge", "edge"]}, "twice"),

@@ -182,7 +182,7 @@ def test_rendered_views_are_listed_from_the_configuration_alone(tmp_path):
 
 
 def test_hdvila_lists_as_empty(tmp_path):
-    config = DatasetConfig(kind="hdvila", num_shards=2)
+    config = DatasetConfig(kind="hdvila", num_shards=2, max_clips=3)
     assert list_dataset("hdvila", config, tmp_path).videos("0001") == []
 
 

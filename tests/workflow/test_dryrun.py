@@ -23,6 +23,7 @@ def test_configured_runs_from_their_sources_on(workspace: Workspace) -> None:
         assert planned[rule] == runs, planned
     assert planned["validate"] == 2  # synthetic and hdvila
     assert planned["fetch_metadata"] == 1
+    assert planned["fetch_videos"] == 16
     assert planned["render_synthetic"] == 2
     for rule in ("ingest", "captions", "t5", "controls"):
         assert planned[rule] == 2 + 16, planned

@@ -21,6 +21,7 @@ STAGES = {
         "demo/text_encoder.py",
     ],
     "make_demo_driving_checkpoints": ["demo/driving_checkpoints.py"],
+    "fetch_videos": ["dataset/download.py"],
     "ingest": ["dataset/ingest.py", "dataset/listing.py", "media/video.py"],
     "captions": ["dataset/captions.py", "dataset/listing.py"],
     "t5": ["dataset/t5.py", "annotate/t5.py", "dataset/text.py"],

@@ -85,6 +85,8 @@ class DatasetConfig(BaseModel):
     """What is rendered (kind synthetic): moving objects, or streets as cameras on a car see them."""
     num_clips: PositiveInt | None = None
     """Scenes to render (kind synthetic)."""
+    max_clips: PositiveInt | None = None
+    """Videos to download (kind hdvila): the first ones of the metadata, one clip of each."""
     seed: NonNegativeInt = 0
     """Seed of the scenes (kind synthetic)."""
     num_frames: PositiveInt = 33
@@ -135,7 +137,7 @@ class DatasetConfig(BaseModel):
         keys = {
             "folder": {"path", "captions"},
             "synthetic": {"world", "num_clips", "seed", "num_frames", "width", "height", "fps"},
-            "hdvila": set[str](),
+            "hdvila": {"max_clips"},
         }
         for kind, names in keys.items():
             foreign = sorted(names & self.model_fields_set) if kind != self.kind else []
@@ -149,6 +151,8 @@ class DatasetConfig(BaseModel):
             raise ValueError("kind 'synthetic' needs num_clips")
         if self.kind == "synthetic":
             self._check_world()
+        if self.kind == "hdvila" and self.max_clips is None:
+            raise ValueError("kind 'hdvila' needs max_clips, the number of videos to download")
         return self
 
     def _check_world(self) -> None:

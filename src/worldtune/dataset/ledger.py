@@ -18,7 +18,7 @@ from typing import Any
 
 from worldtune.common.disk import disk_errors_named
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import canonical_json
+from worldtune.common.files import canonical_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,18 @@ class Ledger:
         sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in outputs}
         turn = self._turn(clip_id)
         self._append({"clip_id": clip_id, "turn": turn, "inputs": inputs, "outputs": sizes, "row": row})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the present rows of all finished clips."""
+        return [record["row"] for record in self._records.values() if "row" in record]
+
+    def forget(self, clip_ids: Iterable[str]) -> None:
+        """Remove all that is known of some clips; the ledger is written anew, whole or not at all."""
+        doomed = set(clip_ids) & self._records.keys()
+        if doomed:
+            kept = [record for record in _read(self.path) if record["clip_id"] not in doomed]
+            write_text(self.path, "".join(canonical_json(record) + "\n" for record in kept))
+            self._records = {record["clip_id"]: record for record in kept}
 
     def _turn(self, clip_id: str) -> int:
         return int(self._records.get(clip_id, {}).get("turn", 0))

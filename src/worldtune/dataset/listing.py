@@ -20,6 +20,7 @@ from typing import Any
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.clips import CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
 from worldtune.dataset.config import DatasetConfig, source_folder
+from worldtune.dataset.download import METADATA, listed_clips
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
 CAPTION_SUFFIXES = (".txt", ".json")
@@ -185,16 +186,32 @@ def list_source(name: str, config: DatasetConfig, datasets: Path) -> Listing:
     """Return the listing of a dataset whose source must be there; arguments as those of `list_dataset`.
 
     Raises:
-        WorldtuneError: the source folder does not exist, or this kind of dataset cannot be read.
+        WorldtuneError: the source folder or its metadata do not exist, or the metadata are wrong.
     """
     if config.kind == "hdvila":
-        raise WorldtuneError(
-            f"{name}: the HD-VILA download is no part of this version. Fetch the videos yourself and use kind 'folder'."
-        )
+        return _list_downloads(source_folder(name, config, datasets), config)
     listing = list_dataset(name, config, datasets)
     if not listing.source.is_dir():
         raise WorldtuneError(f"{listing.source}, the folder of the videos of {name}, does not exist. Put videos there.")
     return listing
+
+
+def _list_downloads(source: Path, config: DatasetConfig) -> Listing:
+    """Return the clips that the metadata name; a video that could not be downloaded has no file."""
+    shards: dict[str, list[SourceClip]] = {shard: [] for shard in shard_names(config.num_shards)}
+    for clip in sorted(listed_clips(source / METADATA, config.max_clips or 0), key=lambda clip: clip.key):
+        size, mtime_ns = _size_and_time(_status(source / clip.key))
+        shards[shard_of(clip.key, config.num_shards)].append(
+            SourceClip(
+                key=clip.key,
+                start_s=clip.start_s,
+                end_s=clip.end_s,
+                size=size,
+                mtime_ns=mtime_ns,
+                caption=clip.caption,
+            )
+        )
+    return Listing(source=source, shards={shard: tuple(clips) for shard, clips in shards.items()}, from_config=True)
 
 
 def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -8,6 +8,7 @@ from worldtune.dataset.listing import list_dataset
 
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "render_synthetic": ("world", "views", "scenes", "seed", "num_frames", "width", "height", "fps", "version"),
+    "fetch_videos": ("max_clips", "num_shards", "version"),
     "ingest": ("kind", "path", "listing", "min_frames", "version"),
     "captions": ("kind", "path", "listing", "version"),
     "t5": ("text_encoder", "text_max_tokens", "version"),
@@ -18,6 +19,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
 
 STAGE_MODULES = {
     "render_synthetic": "demo/write.py",
+    "fetch_videos": "dataset/download.py",
     "ingest": "dataset/ingest.py",
     "captions": "dataset/captions.py",
     "t5": "dataset/t5.py",

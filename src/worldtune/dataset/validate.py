@@ -33,6 +33,8 @@ from worldtune.dataset.clips import (
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.controls import COLUMNS as CONTROL_COLUMNS
 from worldtune.dataset.controls import control_stage
+from worldtune.dataset.download import COLUMNS as FETCH_COLUMNS
+from worldtune.dataset.download import STAGE as FETCH_STAGE
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, write_manifest
@@ -119,6 +121,7 @@ def _stages(config: DatasetConfig) -> dict[str, Columns]:
         CAPTION_STAGE: CAPTION_COLUMNS,
         T5_STAGE: T5_COLUMNS,
         **{control_stage(kind): CONTROL_COLUMNS for kind in config.controls},
+        **({FETCH_STAGE: FETCH_COLUMNS} if config.kind == "hdvila" else {}),
     }
 
 
@@ -144,7 +147,10 @@ def _clip_row(root: Path, identifier: str, tables: Mapping[str, Mapping[str, Row
     first = next(row for row in found.values() if row is not None)
     video, caption, text = (found[stage] or {} for stage in (INGEST_STAGE, CAPTION_STAGE, T5_STAGE))
     controls = {kind: found[control_stage(kind)] or {} for kind in config.controls}
-    reasons = _reasons(root, identifier, video, caption, text, controls, config)
+    fetched = found.get(FETCH_STAGE) or {}
+    # What the other stages say of a video that never came follows from that.
+    reasons = [fetched["reason"]] if fetched.get("reason") else []
+    reasons = reasons or _reasons(root, identifier, video, caption, text, controls, config)
     return {
         "clip_id": identifier,
         "source_key": first["source_key"],

@@ -48,6 +48,12 @@ class WorkflowLock:
         file.flush()
         self._file = file
 
+    def release(self) -> None:
+        """Give the lock back before the process ends, if it is held."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
 
 def unlock(root: Path) -> str:
     """Remove what Snakemake's own lock has left in a folder where no snakemake works; returns what was done.

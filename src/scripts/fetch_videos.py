@@ -1,0 +1,35 @@
+"""Download the videos of one shard of an HD-VILA dataset.
+
+    python src/scripts/fetch_videos.py --dataset hdvila --shard 0003 --threads 4
+
+Makes datasets/hdvila/source/videos/<video_id>.mp4 and the shard's manifest. A video that failed is not tried again
+before `make retry DATASET=hdvila`.
+"""
+
+import argparse
+from pathlib import Path
+
+from worldtune.common.script import run
+from worldtune.dataset.config import find_dataset
+from worldtune.dataset.download import fetch_videos
+from worldtune.dataset.parameters import stage_values
+from worldtune.recipe.identity import check_fingerprint
+from worldtune.recipe.project import config_path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="a dataset of the config file")
+    parser.add_argument("--shard", required=True, help="four digits")
+    parser.add_argument("--threads", type=int, default=1, help="downloads at once")
+    parser.add_argument("--expect", help="fingerprint of the values that the workflow planned with")
+    parser.add_argument("--config", type=Path, default=config_path())
+    arguments = parser.parse_args()
+    config = find_dataset(arguments.config, arguments.dataset)
+    values = stage_values("fetch_videos", arguments.dataset, config, shard=arguments.shard)
+    check_fingerprint(arguments.expect, values, f"the configuration of {arguments.dataset}")
+    print(fetch_videos(arguments.dataset, config, arguments.shard, processes=arguments.threads))
+
+
+if __name__ == "__main__":
+    run(main)

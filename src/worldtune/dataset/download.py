@@ -1,0 +1,260 @@
+"""Stage fetch_videos: the videos of an HD-VILA dataset, source/videos/<video_id>.mp4, each tried once.
+
+A video that could not be downloaded keeps its row and its reason in the ledger, so that a repeated job does not ask for
+it again: what is gone stays gone, and thousands of such requests get an address blocked. Only `forget_failed` (`make
+retry`) lets them be tried again.
+"""
+
+import errno
+import http.client
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import atomic_path
+from worldtune.dataset.clips import clip_id, shard_of
+from worldtune.dataset.config import DatasetConfig, source_folder
+from worldtune.dataset.ledger import open_ledger
+from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, write_manifest
+from worldtune.dataset.work import Outcome, Task, do_tasks
+
+VERSION = 1
+
+STAGE = "fetch_videos"
+DOWNLOAD_FAILED = "download failed"
+"""What the reason of a video begins with that could not be downloaded."""
+METADATA = "metadata.jsonl"
+TIMEOUT_S = 60
+VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TIME = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
+OWN_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""Failures of this machine's disk, which say nothing of a video."""
+
+COLUMNS: dict[str, pa.DataType] = {**CLIP_COLUMNS, "url": pa.string(), "num_bytes": pa.int64()}
+"""Columns of the manifest."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedClip:
+    """One clip of the metadata."""
+
+    key: str
+    """Path of its video below the source folder."""
+    url: str
+    start_s: float
+    end_s: float
+    caption: str
+
+    @property
+    def clip_id(self) -> str:
+        """The clip's name, which joins it with all other stages."""
+        return clip_id(self.key, self.start_s, self.end_s)
+
+
+def listed_clips(metadata: Path, max_clips: int) -> list[ListedClip]:
+    """Return the first `max_clips` clips of the metadata that have different videos, in its order.
+
+    Args:
+        metadata: one JSON object a line with url, video_id, caption, span_start and span_end (H:MM:SS.mmm).
+        max_clips: where reading ends.
+
+    Raises:
+        WorldtuneError: the file is missing, or a line that is read is wrong; the message names it.
+    """
+    clips: list[ListedClip] = []
+    seen: set[str] = set()
+    for where, record in _records(metadata):
+        clip = _clip(where, record)
+        if clip.url in seen or clip.key in seen:
+            continue
+        seen |= {clip.url, clip.key}
+        clips.append(clip)
+        if len(clips) == max_clips:
+            break
+    return clips
+
+
+def _records(metadata: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with open(metadata, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{metadata}, line {number}", json.loads(line)
+    except FileNotFoundError as error:
+        raise WorldtuneError(f"{metadata} does not exist. Make it: `snakemake {metadata}`.") from error
+    except ValueError as error:
+        raise WorldtuneError(
+            f"{metadata} has a line that is no JSON ({error}). Delete it and fetch it again."
+        ) from error
+
+
+def _clip(where: str, record: Any) -> ListedClip:
+    values = record if isinstance(record, dict) else {}
+    video, url = str(values.get("video_id", "")), str(values.get("url", ""))
+    # The id names a file: one that is none could name any.
+    if not VIDEO_ID.fullmatch(video):
+        raise WorldtuneError(f"{where}: video_id is {values.get('video_id')!r}; expected letters, digits, _ and -.")
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise WorldtuneError(f"{where}: url is {values.get('url')!r}; expected one that begins with https://.")
+    start_s, end_s = (_seconds(where, key, values.get(key)) for key in ("span_start", "span_end"))
+    if end_s <= start_s:
+        raise WorldtuneError(f"{where}: span_end is not after span_start.")
+    return ListedClip(
+        key=f"videos/{video}.mp4", url=url, start_s=start_s, end_s=end_s, caption=str(values.get("caption") or "")
+    )
+
+
+def _seconds(where: str, key: str, value: Any) -> float:
+    match = TIME.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise WorldtuneError(f"{where}: {key} is {value!r}; expected a time such as 0:01:02.500.")
+    return round(3600 * int(match[1]) + 60 * int(match[2]) + float(match[3]), 6)
+
+
+def shard_clips(config: DatasetConfig, source: Path, shard: str) -> list[ListedClip]:
+    """Return the clips of one shard of a dataset of kind hdvila; errors as those of `listed_clips`."""
+    clips = listed_clips(source / METADATA, config.max_clips or 0)
+    return [clip for clip in clips if shard_of(clip.key, config.num_shards) == shard]
+
+
+def fetch_videos(
+    name: str, config: DatasetConfig, shard: str, *, datasets: Path = Path("datasets"), processes: int = 1
+) -> Path:
+    """Download the videos of a shard that were never tried, and write its manifest.
+
+    Args:
+        name: the dataset's name.
+        config: the dataset's configuration, of kind hdvila.
+        shard: four digits.
+        datasets: folder of all datasets.
+        processes: downloads at once.
+
+    Returns:
+        The manifest's path. It has a row for each clip, with the reason where its video could not be downloaded.
+
+    Raises:
+        WorldtuneError: the metadata are missing or wrong, or the disk cannot be written.
+    """
+    root, source = datasets / name, source_folder(name, config, datasets)
+    tasks = []
+    for clip in shard_clips(config, source, shard):
+        inputs = {"url": clip.url, "version": VERSION}
+        tasks.append(Task(clip_id=clip.clip_id, inputs=inputs, argument=(source, clip)))
+    path = manifest_path(root, STAGE, shard)
+    with open_ledger(root, STAGE, shard) as ledger:
+        rows = do_tasks(ledger, tasks, fetch_video, _died, label=f"{STAGE} {name} {shard}", processes=processes)
+        write_manifest(path, rows, COLUMNS)
+    return path
+
+
+def fetch_video(argument: tuple[Path, ListedClip]) -> Outcome:
+    """Download one video and return its row."""
+    source, clip = argument
+    target = source / clip.key
+    try:
+        with atomic_path(target) as temporary:
+            _download(clip.url, temporary)
+    except DownloadError as error:
+        return Outcome(row=_row(clip, f"{DOWNLOAD_FAILED}: {error}"))
+    return Outcome(row=_row(clip, "", num_bytes=target.stat().st_size), outputs=(target,))
+
+
+class DownloadError(Exception):
+    """Why one video could not be downloaded."""
+
+
+def _download(url: str, target: Path) -> None:
+    """Download a video with its sound in the largest size that is offered as one file.
+
+    Raises:
+        DownloadError: it cannot be had.
+        WorldtuneError: the disk cannot be written, or the library is not installed.
+    """
+    # Imported late: nothing else needs it.
+    try:
+        from pytubefix import YouTube
+        from pytubefix.exceptions import PytubeFixError
+    except ImportError as error:
+        raise WorldtuneError("pytubefix is not installed. Run `make setup`.") from error
+    try:
+        stream = YouTube(url).streams.get_highest_resolution()
+        if stream is None:
+            raise DownloadError("no stream that has picture and sound in one file")
+        stream.download(
+            output_path=str(target.parent), filename=target.name, skip_existing=False, timeout=TIMEOUT_S, max_retries=2
+        )
+        # The library takes a part that is not found for the end.
+        expected, found = stream.filesize, target.stat().st_size
+        if not found or found != expected:
+            raise DownloadError(f"{found} of {expected} bytes have arrived")
+    except OSError as error:
+        if error.errno in OWN_ERRORS:
+            raise WorldtuneError(f"{target.parent} cannot be written ({error}). Make room and start again.") from error
+        raise DownloadError(_one_line(error)) from error
+    # The last four are what the library ends in where a page is not as it expects.
+    except (PytubeFixError, http.client.HTTPException, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise DownloadError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _died(argument: tuple[Path, ListedClip]) -> Outcome:
+    return Outcome(row=_row(argument[1], f"{DOWNLOAD_FAILED}: its process ended without a word"))
+
+
+def _row(clip: ListedClip, reason: str, num_bytes: int | None = None) -> dict[str, Any]:
+    return {
+        "clip_id": clip.clip_id,
+        "source_key": clip.key,
+        "start_s": clip.start_s,
+        "end_s": clip.end_s,
+        "status": "unusable" if reason else "ok",
+        "reason": reason,
+        "url": clip.url,
+        "num_bytes": num_bytes,
+    }
+
+
+def forget_failed(name: str, config: DatasetConfig, *, datasets: Path = Path("datasets")) -> dict[str, int]:
+    """Remove the rows of failed downloads from the ledgers, and the manifests of their shards, so that those run again.
+
+    Args:
+        name: the dataset's name.
+        config: its configuration.
+        datasets: folder of all datasets.
+
+    Returns:
+        Number of removed rows by the shard whose job will try them again; empty where nothing had failed.
+
+    Raises:
+        WorldtuneError: the dataset downloads nothing.
+    """
+    if config.kind != "hdvila":
+        raise WorldtuneError(
+            f"{name} is of kind {config.kind!r}, which downloads no videos; there is nothing to retry."
+        )
+    root = datasets / name
+    forgotten: dict[str, int] = {}
+    # Ledgers of an earlier number of shards too: a job takes over what they know.
+    for ledger_file in sorted((root / "ledger" / STAGE).glob("*.jsonl")):
+        with open_ledger(root, STAGE, ledger_file.stem) as ledger:
+            failed = [row for row in ledger.rows() if str(row.get("reason", "")).startswith(DOWNLOAD_FAILED)]
+            for row in failed:
+                shard = shard_of(row["source_key"], config.num_shards)
+                forgotten[shard] = forgotten.get(shard, 0) + 1
+                # Before the ledger forgets, so that an interruption in between loses no shard.
+                manifest_path(root, STAGE, shard).unlink(missing_ok=True)
+            ledger.forget(row["clip_id"] for row in failed)
+    return dict(sorted(forgotten.items()))
