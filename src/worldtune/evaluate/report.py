@@ -1,6 +1,5 @@
 """What the run report shows: the record of a run, and its figures and tables; notebooks/run_report.ipynb calls them."""
 
-import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -16,31 +15,14 @@ from matplotlib.figure import Figure
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
+from worldtune.evaluate.dataset_overview import reason_table
+from worldtune.evaluate.figures import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, STYLE, count_of, file_url, log_scale, note
 from worldtune.training.manifest import read_manifest
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of the report should make the existing ones anew."""
 
-BLUE, ORANGE, GREEN, RED, GREY = "#2b6cb0", "#c8691c", "#2f855a", "#b83232", "#8a94a0"
 STEP_PARTS = {"data_s": "data", "forward_s": "forward", "backward_s": "backward", "optimizer_s": "optimizer"}
-STYLE: Any = {
-    "figure.dpi": 120,
-    "figure.constrained_layout.use": True,
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#b8c0c8",
-    "axes.grid": True,
-    "grid.color": "#e8ecf0",
-    "axes.axisbelow": True,
-    "xtick.color": "#5a6570",
-    "ytick.color": "#5a6570",
-    "axes.labelcolor": "#5a6570",
-    "legend.frameon": False,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +107,12 @@ def plot_training(record: RunRecord) -> Figure:
     with plt.rc_context(STYLE):
         figure, (loss_axes, norm_axes, rate_axes) = plt.subplots(1, 3, figsize=(11, 3), width_ratios=[1.5, 1, 1])
         _raw_and_smooth(loss_axes, metrics["step"], metrics["edm_loss"], span, BLUE)
-        loss_axes.set(title="Weighted squared error (edm_loss)", xlabel="step", yscale="log")
+        loss_axes.set(title="Weighted squared error", xlabel="step")
+        log_scale(loss_axes, "y")
         loss_axes.legend(["each step", f"mean over about {span} steps"])
         _raw_and_smooth(norm_axes, metrics["step"], metrics["grad_norm"], span, ORANGE)
-        norm_axes.set(title="Gradient norm before clipping", xlabel="step", yscale="log")
+        norm_axes.set(title="Gradient norm before clipping", xlabel="step")
+        log_scale(norm_axes, "y")
         rate_axes.plot(metrics["step"], metrics["learning_rate"], color=GREEN)
         rate_axes.set(title="Learning rate", xlabel="step")
         rate_axes.set_ylim(bottom=0)
@@ -152,7 +136,7 @@ def plot_speed(record: RunRecord) -> Figure:
         speed_axes.set_ylim(bottom=0)
         parts = step_time_table(record)
         left = 0.0
-        for (part, row), colour in zip(parts.iterrows(), (GREY, BLUE, ORANGE, GREEN, "#d0d6dc"), strict=False):
+        for (part, row), colour in zip(parts.iterrows(), (GREY, BLUE, ORANGE, GREEN, LIGHT_GREY), strict=False):
             time_axes.barh(0, row["seconds"], left=left, color=colour, height=0.5, label=f"{part} {row['share']}")
             left += row["seconds"]
         time_axes.set(title="Median time of a step", xlabel="seconds", yticks=[], ylim=(-0.5, 0.9))
@@ -282,7 +266,9 @@ def plot_control_effect(record: RunRecord) -> Figure:
             ends = [pairs[["own", "other"]].min().min() * 0.8, pairs[["own", "other"]].max().max() * 1.25]
             pair_axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1)
             pair_axes.set(xlim=ends, ylim=ends)
-        pair_axes.set(xscale="log", yscale="log", xlabel="loss with another clip's control", ylabel="loss with its own")
+        pair_axes.set(xlabel="loss with another clip's control", ylabel="loss with its own")
+        log_scale(pair_axes, "x")
+        log_scale(pair_axes, "y")
         pair_axes.set_title(f"Each held-out clip at step {steps[-1]}")
     return figure
 
@@ -313,13 +299,6 @@ def control_effect_sentence(record: RunRecord) -> str:
     )
 
 
-def as_html(table: pd.DataFrame) -> str:
-    """Return a table as plain HTML with short numbers."""
-    if any(name is not None for name in table.index.names):
-        table = table.reset_index()
-    return table.to_html(border=0, float_format="{:.4g}".format, index=not isinstance(table.index, pd.RangeIndex))
-
-
 def summary_table(record: RunRecord) -> pd.DataFrame:
     """Return the run in a few lines."""
     manifest = record.manifest
@@ -329,7 +308,7 @@ def summary_table(record: RunRecord) -> pd.DataFrame:
     rows = {
         "final step": manifest["final_step"],
         "clips": f"{record.dataset.get('num_clips', '?')} ({held_out} held out)",
-        "hardware": ", ".join(f"{key}: {value}" for key, value in sorted(hardware.items())),
+        "hardware": ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in sorted(hardware.items())),
         "median step": f"{manifest['median_step_s']:.3g} s",
         "peak memory": f"{manifest['peak_memory_gb']:.3g} GiB",
     }
@@ -355,10 +334,10 @@ def dataset_tables(record: RunRecord) -> dict[str, pd.DataFrame]:
         fps=("fps", "median"),
         tokens=("num_tokens", "mean"),
     )
-    tables = {"Usable clips": by_size.round(1)}
-    dropped = clips[clips["status"] != "ok"]
-    if len(dropped):
-        tables["Left out"] = dropped.groupby("reason").agg(clips=("clip_id", "size"), example=("source_key", "first"))
+    tables = {"Usable clips": by_size.round(1).rename(index={"held_out": "held out"}, level="split")}
+    left_out = reason_table(clips)
+    if len(left_out):
+        tables["Left out"] = left_out
     return tables
 
 
@@ -380,11 +359,11 @@ def _read_caption(path: Path) -> str:
 def sample_gallery(record: RunRecord) -> str:
     """Return HTML that shows each drawn sample as a picture and as a video, all files embedded."""
     if not record.samples:
-        return "<p>No sample was drawn for this run.</p>"
+        return note("No sample was drawn for this run.")
     parts = [f"<p>{html.escape(_sample_note(record.samples))}</p>"]
     for clip in record.samples["clips"]:
-        video = _data_url(record.samples_dir / clip["video"], "video/mp4")
-        grid = _data_url(record.samples_dir / clip["grid"], "image/png")
+        video = file_url(record.samples_dir / clip["video"], "video/mp4")
+        grid = file_url(record.samples_dir / clip["grid"], "image/png")
         parts.append(
             f"<figure><figcaption><b>{html.escape(clip['clip_id'])}</b> {html.escape(clip['caption'])}</figcaption>"
             f"<div class='columns'><span>control</span><span>ground truth</span><span>sample</span></div>"
@@ -396,13 +375,10 @@ def sample_gallery(record: RunRecord) -> str:
 
 def _sample_note(samples: Mapping[str, Any]) -> str:
     return (
-        f"Held-out clips, drawn from the exported weights of step {samples['step']} with {samples['num_steps']} steps, "
+        f"Held-out clips, drawn from the exported weights of step {samples['step']} in "
+        f"{count_of(samples['num_steps'], 'sampler step')} with "
         f"guidance {samples['guidance']:g} and seed {samples['seed']}. Below each video: first, middle and last frame."
     )
-
-
-def _data_url(path: Path, mime: str) -> str:
-    return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def provenance_table(record: RunRecord) -> pd.DataFrame:

@@ -1,0 +1,103 @@
+"""One frame of a clip's control as a picture, for people; training paints its hints itself."""
+
+import colorsys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.dataset.clips import control_path
+from worldtune.dataset.controls import MAX_PICKLE_BYTES
+from worldtune.dataset.pickles import read_pickle
+from worldtune.dataset.rle import decode_clip_mask
+from worldtune.media.video import read_frames
+
+MIN_CONFIDENCE = 0.6
+"""Keypoints below it are left out, as the original's drawing leaves them out."""
+GOLDEN_RATIO = 0.618034
+BODY_COLOUR, HAND_COLOUR = (240, 196, 64), (72, 180, 240)
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ControlPicture:
+    """One frame of a control."""
+
+    pixels: NDArray[np.uint8]
+    """RGB, [H, W, 3]; a computed control may have another size than the clip."""
+    legend: tuple[tuple[str, Colour], ...] = ()
+    """What the colours stand for: a phrase and its RGB; empty where they stand for nothing."""
+
+
+def control_picture(root: Path, clip_id: str, kind: str, frame: int, size_wh: tuple[int, int]) -> ControlPicture:
+    """Paint one frame of a clip's control.
+
+    Args:
+        root: the dataset's folder.
+        clip_id: the clip.
+        kind: kind of control, a key of CONTROL_SUFFIXES.
+        frame: number of the frame, from 0.
+        size_wh: width and height of the clip's video; keypoints are painted at this size.
+
+    Raises:
+        WorldtuneError: the control's file is missing or damaged, or has no such frame.
+    """
+    path = control_path(root, clip_id, kind)
+    if not path.is_file():
+        raise WorldtuneError(f"{path} does not exist. Run the rule that makes it.")
+    if kind == "seg":
+        return _segmentation(path, frame)
+    if kind == "keypoint":
+        return _keypoints(path, frame, size_wh)
+    return ControlPicture(read_frames(path, frame, 1)[0])
+
+
+def colour_of(number: int) -> Colour:
+    """Return the colour of the object with this number: neighbours in number lie far apart in hue."""
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + number * GOLDEN_RATIO) % 1.0, 0.62, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _segmentation(path: Path, frame: int) -> ControlPicture:
+    things: Any = read_pickle(path, MAX_PICKLE_BYTES)
+    pixels: NDArray[np.uint8] | None = None
+    legend = []
+    try:
+        for number, thing in enumerate(things):
+            mask = decode_clip_mask(thing["segmentation_mask_rle"], frame, 1)[0]
+            if pixels is None:
+                pixels = np.zeros((*mask.shape, 3), np.uint8)
+            pixels[mask] = colour_of(number)
+            if mask.any():
+                legend.append((str(thing["phrase"]), colour_of(number)))
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise WorldtuneError(
+            f"{path} is no list of phrases with masks of one size ({error!r}). Make it again."
+        ) from error
+    if pixels is None:
+        raise WorldtuneError(f"{path} holds no object: nothing to paint.")
+    return ControlPicture(pixels, tuple(legend))
+
+
+def _keypoints(path: Path, frame: int, size_wh: tuple[int, int]) -> ControlPicture:
+    frames: Any = read_pickle(path, MAX_PICKLE_BYTES)
+    width, height = size_wh
+    picture = Image.new("RGB", size_wh)
+    draw = ImageDraw.Draw(picture)
+    radius = max(1.0, height / 110)
+    try:
+        # Files may count frames from any number on.
+        for person in frames[sorted(frames)[frame]]:
+            for key, colour, scale in (("body-keypoints", BODY_COLOUR, 1.0), ("hand-keypoints", HAND_COLOUR, 0.6)):
+                rows = np.asarray(person[key], np.float32)
+                for x, y, confidence in rows[np.isfinite(rows).all(axis=1)]:
+                    if confidence >= MIN_CONFIDENCE:
+                        at_x, at_y, reach = float(x) * width, float(y) * height, radius * scale
+                        draw.ellipse((at_x - reach, at_y - reach, at_x + reach, at_y + reach), fill=colour)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise WorldtuneError(f"{path} holds no people with keypoints in frame {frame} ({error!r}).") from error
+    return ControlPicture(np.asarray(picture), (("body", BODY_COLOUR), ("hands", HAND_COLOUR)))

@@ -1,0 +1,102 @@
+"""How figures and tables look in all notebooks."""
+
+import base64
+import html
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+BLUE, ORANGE, GREEN, RED, GREY = "#2b6cb0", "#c8691c", "#2f855a", "#b83232", "#8a94a0"
+LIGHT_GREY = "#d0d6dc"
+STYLE: Any = {
+    "figure.dpi": 120,
+    "figure.constrained_layout.use": True,
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#b8c0c8",
+    "axes.grid": True,
+    "grid.color": "#e8ecf0",
+    "axes.axisbelow": True,
+    "xtick.color": "#5a6570",
+    "ytick.color": "#5a6570",
+    "axes.labelcolor": "#5a6570",
+    "legend.frameon": False,
+}
+WORDS = {
+    "clip_id": "clip",
+    "fps": "frames a second",
+    "num_frames": "frames",
+    "num_tokens": "tokens",
+    "own": "own control",
+    "other": "another clip's control",
+    "own_lower": "clips where the own control gives the lower loss",
+    "source_key": "source",
+    "start_s": "from second",
+    "end_s": "to second",
+}
+"""Titles of columns whose names in files are not words."""
+FEW_DECADES = 1.2
+"""Up to this span of a logarithmic axis, powers of ten would leave it with a label or none."""
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return "1 step", "2 steps"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def as_html(table: pd.DataFrame) -> str:
+    """Return a table as plain HTML with short numbers, column names in words, and nothing where a value is missing."""
+    if any(name is not None for name in table.index.names):
+        table = table.reset_index()
+    titled = table.rename(columns=lambda name: WORDS.get(name, str(name).replace("_", " ")))
+    index = not isinstance(table.index, pd.RangeIndex)
+    return titled.to_html(border=0, float_format="{:.4g}".format, index=index, na_rep="")
+
+
+def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with labels far enough apart to be read; its data must be drawn already."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis: Axis = axes.xaxis if which == "x" else axes.yaxis
+    limits = axes.get_xlim() if which == "x" else axes.get_ylim()
+    decades = abs(np.log10(limits[1] / limits[0]))
+    if decades <= FEW_DECADES:
+        axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+    else:
+        # In two or three decades there is room for 1, 2 and 5 of each on a tall axis only; 1 and 3 fit everywhere.
+        axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if decades < 3 else (1.0,), numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def palette(number: int) -> list[Any]:
+    """Return colours that are told apart, one for each of `number` things."""
+    named = [BLUE, ORANGE, GREEN, RED, "#6b46c1", "#0e7c86", "#97266d", GREY]
+    if number <= len(named):
+        return named[:number]
+    return list(plt.get_cmap("turbo")(np.linspace(0.05, 0.95, number)))
+
+
+def data_url(content: bytes, mime: str) -> str:
+    """Return bytes as a URL that a page carries in itself."""
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def file_url(path: Path, mime: str) -> str:
+    """Return the content of a file as `data_url`."""
+    return data_url(path.read_bytes(), mime)
+
+
+def note(text: str) -> str:
+    """Return HTML of a remark that stands where something is missing."""
+    return f"<p class='note'>{html.escape(text)}</p>"
