@@ -6,10 +6,13 @@ BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 CORES ?= $(shell nproc)
 RUN ?= demo_edge_posttrain
-DATASET ?= hdvila
+DATASET ?= synthetic
+RUNS ?=
+SPACE := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dryrun run retry why dag queue unlock sample push prune clean reset test test-slow test-slurm test-slurm-slow lint format docs lock
+.PHONY: help setup demo dryrun run overview compare retry why dag queue unlock sample push prune clean reset \
+  test test-slow test-slurm test-slurm-slow lint format docs lock
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -43,6 +46,17 @@ queue: setup  ## the SLURM jobs of this workflow, by rule
 
 unlock: setup  ## release a lock that a snakemake left; there is none normally, and none is released while one works
 	$(BIN)/python src/scripts/unlock.py
+
+
+# A dataset that failed its validation has an overview too, and fails all the same.
+overview: setup  ## figures, clips and controls of DATASET=..., and what was left out of it
+	@$(SNAKEMAKE) --cores $(CORES) results/datasets/$(DATASET)/overview.html \
+	  || { $(BIN)/python src/scripts/dataset_overview.py --dataset $(DATASET); exit 1; }
+	@echo "overview: $(CURDIR)/results/datasets/$(DATASET)/overview.html"
+
+compare: setup  ## RUNS="first second" over each other: what differs, curves, held-out loss, samples
+	$(SNAKEMAKE) --cores $(CORES) "results/comparisons/$(subst $(SPACE),+,$(strip $(RUNS))).html"
+	@echo "comparison: $(CURDIR)/results/comparisons/$(subst $(SPACE),+,$(strip $(RUNS))).html"
 
 why: setup  ## what would run again for RUN=..., and which value, file or code caused it
 	$(BIN)/python src/scripts/why.py --run $(RUN)

@@ -10,6 +10,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.config import dataset_of, load_datasets
 from worldtune.common.versions import stage_version
 from worldtune.dataset.parameters import STAGE_KEYS, stage_values
+from worldtune.evaluate.places import check_name, check_runs
 from worldtune.recipe.identity import (
     dataset_report_values,
     keys_that_affect,

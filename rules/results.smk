@@ -67,3 +67,84 @@ rule misspelt_run:
         name=f"(?!(?:{'|'.join(map(re.escape, RUNS))}|datasets|comparisons)/)[^/]+",
         what=r"model|report\.html|manifest\.json",
     localrule: True
+
+
+def known_dataset(wildcards):
+    """The dataset that an overview is asked of; an unknown one is an error that names the nearest."""
+    check_name(wildcards.dataset, DATASETS, f"dataset in {config_path()}")
+    return wildcards.dataset
+
+
+rule dataset_overview:
+    input:
+        dataset=lambda wildcards: f"datasets/{known_dataset(wildcards)}/dataset.json",
+        clips=lambda wildcards: f"datasets/{known_dataset(wildcards)}/clips.parquet",
+    output:
+        overview="results/datasets/{dataset}/overview.html",
+    log:
+        "logs/dataset_overview/{dataset}.log",
+    benchmark:
+        "benchmark_records/dataset_overview/{dataset}.tsv"
+    # Any name, so that a wrong one reaches the check above and not snakemake's "no rule".
+    wildcard_constraints:
+        dataset=r"[^/]+",
+    resources:
+        slurm_partition=partition("cpu"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=8000,
+        runtime=60,
+    params:
+        version=stage_version("evaluate/dataset_overview.py"),
+    shell:
+        "{PYTHON:q} src/scripts/dataset_overview.py --dataset {wildcards.dataset:q} --output {output.overview:q}"
+        " > {log:q} 2>&1"
+
+
+def compared_runs(wildcards):
+    """The runs of a comparison, which its name joins by "+"; an unknown one is an error that names the nearest."""
+    return check_runs(wildcards.runs.split("+"), RUNS)
+
+
+def of_compared_runs(pattern):
+    return lambda wildcards: [
+        pattern.format(run=run) for run in compared_runs(wildcards)
+    ]
+
+
+def expected_of_compared_runs(wildcards):
+    """The fingerprint of the values that each compared run is planned with."""
+    return [
+        PLAN.fingerprint(
+            f"comparison/{wildcards.runs}/{run}",
+            values_of_run(run, "weights", "outcome"),
+        )
+        for run in compared_runs(wildcards)
+    ]
+
+
+rule comparison:
+    input:
+        manifests=of_compared_runs("results/{run}/manifest.json"),
+        models=of_compared_runs("results/{run}/model"),
+        # Samples are drawn with the report.
+        reports=of_compared_runs("results/{run}/report.html"),
+    output:
+        comparison="results/comparisons/{runs}.html",
+    log:
+        "logs/comparison/{runs}.log",
+    benchmark:
+        "benchmark_records/comparison/{runs}.tsv"
+    wildcard_constraints:
+        runs=r"[^/]+",
+    resources:
+        slurm_partition=partition("cpu"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=8000,
+        runtime=60,
+    params:
+        runs=compared_runs,
+        version=stage_version("evaluate/comparison.py"),
+        expect_trained=expected_of_compared_runs,
+    shell:
+        "{PYTHON:q} src/scripts/comparison.py --runs {params.runs:q} --output {output.comparison:q}"
+        " --expect-trained {params.expect_trained} > {log:q} 2>&1"

@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 
 from worldtune.common.script import run
-from worldtune.evaluate.notebook import execute_report
+from worldtune.evaluate.notebook import execute_notebook
+from worldtune.evaluate.places import run_folder
 from worldtune.training.manifest import read_manifest
 
 
@@ -15,22 +16,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="name of the run")
     parser.add_argument("--output", required=True, type=Path, help="HTML file to write")
-    parser.add_argument("--results", default=Path("results"), type=Path, help="folder of the runs")
-    parser.add_argument("--samples", type=Path, help="folder that sample.py wrote; default: samples/ of the run")
-    parser.add_argument("--datasets", default=Path("datasets"), type=Path, help="folder of the datasets")
+    parser.add_argument(
+        "--root", default=Path(), type=Path, help="repository with results/ and datasets/; default: here"
+    )
     parser.add_argument("--notebook", default=Path("notebooks/run_report.ipynb"), type=Path, help="the notebook")
     parser.add_argument("--expect-trained", metavar="FINGERPRINT", help="refuse if other values were trained with")
     args = parser.parse_args()
-    read_manifest(args.results / args.run, args.expect_trained)
-    execute_report(
-        args.notebook,
-        args.output,
-        title=f"Run report: {args.run}",
-        parameters={
-            "run_dir": str(args.results / args.run),
-            "samples_dir": str(args.samples or args.results / args.run / "samples"),
-            "datasets_dir": str(args.datasets),
-        },
+    read_manifest(run_folder(args.root, args.run), args.expect_trained)
+    execute_notebook(
+        args.notebook, args.output, title=f"Run report: {args.run}", root=args.root, parameters={"run": args.run}
     )
 
 

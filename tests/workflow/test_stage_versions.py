@@ -48,7 +48,15 @@ STAGES = {
         "parallel/tokens.py",
     ],
     "export": ["transfer1/export.py", "transfer1/model_card.py"],
-    "report": ["evaluate/report.py", "evaluate/notebook.py", "transfer1/drawing.py", "transfer1/sampler.py"],
+    "report": [
+        *(f"evaluate/{name}.py" for name in ("report", "figures", "notebook")),
+        "transfer1/drawing.py",
+        "transfer1/sampler.py",
+    ],
+    "dataset_overview": [
+        *(f"evaluate/{name}.py" for name in ("dataset_overview", "control_pictures", "figures", "notebook")),
+    ],
+    "comparison": ["evaluate/comparison.py", "evaluate/figures.py", "evaluate/notebook.py"],
 }
 """Modules whose code makes a stage's results; the first one holds VERSION."""
 

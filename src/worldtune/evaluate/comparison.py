@@ -5,6 +5,7 @@ measured at a noise level: a mean over other clips says nothing of the runs.
 """
 
 import html
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 from worldtune.evaluate import report
 from worldtune.evaluate.figures import (
@@ -22,6 +24,7 @@ from worldtune.evaluate.figures import (
     ORANGE,
     STYLE,
     count_of,
+    data_url,
     file_url,
     log_scale,
     note,
@@ -31,6 +34,9 @@ from worldtune.evaluate.report import RunRecord
 
 VERSION = 1
 """Raised when a change of the comparison should make the existing ones anew."""
+
+GAP_PIXELS = 4
+"""White space between the pictures of a grid, as transfer1.drawing leaves it; reading it there would load PyTorch."""
 
 Records = Sequence[RunRecord]
 ABSENT = "not set"
@@ -169,10 +175,10 @@ def comparability(records: Records) -> str:
             "No held-out clip was measured at the same noise level by all of these runs: their held-out losses cannot "
             "be compared. Runs on one dataset have their held-out clips in common."
         )
-    clips = pairs["clip_id"].nunique()
+    clips, levels = pairs["clip_id"].nunique(), pairs["sigma"].nunique()
     sentence = (
-        f"Over {count_of(clips, 'held-out clip')} and {count_of(pairs['sigma'].nunique(), 'noise level')} that all runs "
-        "measured, each with its own control."
+        f"Over {count_of(clips, 'held-out clip')} and {count_of(levels, 'noise level')} that all runs measured, each "
+        "clip with its own control."
     )
     others = {record.run: _last(record)["clip_id"].nunique() - clips for record in records}
     if any(others.values()):
@@ -221,7 +227,7 @@ def plot_held_out(records: Records) -> Figure:
 
 
 def held_out_table(records: Records) -> pd.DataFrame:
-    """Return the final held-out loss at each noise level, each run in a column, and its difference from the first run."""
+    """Return the final held-out loss at each noise level, a column for each run, and its change against the first."""
     pairs = common_pairs(records)
     table = pd.DataFrame(
         {
@@ -235,6 +241,10 @@ def held_out_table(records: Records) -> pd.DataFrame:
         table[f"{record.run} against {first}"] = [f"{(value - 1) * 100:+.1f} %" for value in ratio]
     table.insert(0, "clips", pairs.groupby("sigma").size())
     return table.rename(columns={record.run: f"{record.run}, step {_final_step(record)}" for record in records})
+
+
+def _common(record: RunRecord, pairs: pd.DataFrame) -> pd.DataFrame:
+    return _last(record).merge(pairs, on=["clip_id", "sigma"])
 
 
 def _final_step(record: RunRecord) -> int:
@@ -276,9 +286,7 @@ def speed_table(records: Records) -> pd.DataFrame:
 
 def plot_speed(records: Records) -> Figure:
     """Draw throughput over the steps, and where the time of a step goes in each run."""
-    colours = dict(
-        zip(("data", "forward", "backward", "optimizer", "other"), (GREY, BLUE, ORANGE, GREEN, LIGHT_GREY), strict=True)
-    )
+    colours = {"data": GREY, "forward": BLUE, "backward": ORANGE, "optimizer": GREEN, "other": LIGHT_GREY}
     with plt.rc_context(STYLE):
         height = 2.6 + 0.25 * max(len(records) - 2, 0)
         figure, (speed_axes, time_axes) = plt.subplots(1, 2, figsize=(11, height), width_ratios=[1, 1.2])
@@ -311,34 +319,52 @@ def common_clips(records: Records) -> list[str]:
 
 
 def sample_gallery(records: Records) -> str:
-    """Return HTML that shows the samples of the same clips under each other, one run a row, all files embedded."""
+    """Return HTML that shows the samples of the same clips side by side, all files embedded."""
     missing = [record.run for record in records if not record.samples]
     if missing:
         return note(f"No sample was drawn for {', '.join(missing)}: there is nothing to compare.")
     common = common_clips(records)
     if not common:
-        return note(
-            "These runs have drawn no clip in common. The same number of samples on one dataset gives the same."
-        )
+        return note("These runs have drawn no clip in common; runs on one dataset draw the same ones.")
     by_run = [{clip["clip_id"]: clip for clip in record.samples["clips"]} for record in records]
     parts = [f"<p>{html.escape(_drawing_note(records))}</p>"]
     for clip_id in common:
-        rows = []
+        cells = []
+        kinds: set[str] = set()
         for record, clips in zip(records, by_run, strict=True):
-            video = file_url(record.samples_dir / clips[clip_id]["video"], "video/mp4")
-            grid = file_url(record.samples_dir / clips[clip_id]["grid"], "image/png")
-            rows.append(
-                f"<div class='cell'><span>{html.escape(record.run)}</span>"
-                f"<div class='columns'><span>control</span><span>ground truth</span><span>sample</span></div>"
-                f"<video src='{video}' controls loop muted autoplay playsinline></video>"
-                f"<img src='{grid}' alt='first, middle and last frame'></div>"
-            )
+            kind = str(_recipe(record).get("control", {}).get("kind", ""))
+            # Runs with one kind of control were given the same hint.
+            if kind not in kinds:
+                kinds.add(kind)
+                title = f"control{f' ({kind})' if kind else ''}, ground truth"
+                cells.append(_columns(record, clips[clip_id], 0, 2, title))
+        cells += [
+            _columns(record, clips[clip_id], 2, 3, record.run) for record, clips in zip(records, by_run, strict=True)
+        ]
         caption = html.escape(by_run[0][clip_id]["caption"])
         parts.append(
             f"<figure><figcaption><b>{html.escape(clip_id)}</b> {caption}</figcaption>"
-            f"<div class='cells'>{''.join(rows)}</div></figure>"
+            f"<div class='cells'>{''.join(cells)}</div></figure>"
         )
     return "\n".join(parts)
+
+
+def _columns(record: RunRecord, clip: Mapping[str, Any], first: int, end: int, title: str) -> str:
+    """Return a cell with the columns from `first` to before `end` of a drawn clip: control, ground truth, sample."""
+    width, height, shown = clip["width"], clip["height"], end - first
+    with Image.open(record.samples_dir / clip["grid"]) as grid:
+        left = first * (width + GAP_PIXELS)
+        part = grid.convert("RGB").crop((left, 0, left + shown * (width + GAP_PIXELS) - GAP_PIXELS, grid.height))
+    content = io.BytesIO()
+    part.save(content, "PNG")
+    # The video has all columns side by side; the page shows the wanted ones by cropping, without encoding them again.
+    crop = f"aspect-ratio:{shown * width}/{height};object-fit:cover;object-position:{'left' if first == 0 else 'right'}"
+    video = file_url(record.samples_dir / clip["video"], "video/mp4")
+    return (
+        f"<div class='cell' style='grid-column:span {shown}'><span>{html.escape(title)}</span>"
+        f"<video style='{crop}' src='{video}' controls loop muted autoplay playsinline></video>"
+        f"<img src='{data_url(content.getvalue(), 'image/png')}' alt='first, middle and last frame'></div>"
+    )
 
 
 def _drawing_note(records: Records) -> str:

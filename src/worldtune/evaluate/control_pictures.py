@@ -48,7 +48,7 @@ def control_picture(root: Path, clip_id: str, kind: str, frame: int, size_wh: tu
     """
     path = control_path(root, clip_id, kind)
     if not path.is_file():
-        raise WorldtuneError(f"{path} does not exist. Run the rule that makes it.")
+        raise WorldtuneError(f"{path} does not exist: the clip has no such control.")
     if kind == "seg":
         return _segmentation(path, frame)
     if kind == "keypoint":

@@ -111,7 +111,7 @@ def verdict(record: DatasetRecord) -> str:
             f"{counts.get('train', 0)} to train on and {counts.get('held_out', 0)} held out."
         )
     else:
-        needed = f" {record.config.min_clips} are needed (min_clips)." if record.config else ""
+        needed = f" At least {record.config.min_clips} are needed (min_clips)." if record.config else ""
         text = (
             f"**Not fit to train on.** {usable} of {count_of(len(record.clips), 'clip')} can be used.{needed} "
             "What speaks against the others is below."
@@ -205,6 +205,8 @@ def plot_lengths(record: DatasetRecord) -> Figure:
                 linewidth=0.6,
             )
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            if column != "seconds":
+                axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
             limit = limits.get(column)
             # Where all clips lie far from the limit, a line there would squeeze them into one bar.
             if limit is not None and edges[0] * 0.5 <= limit <= edges[-1] * 1.5:
@@ -275,11 +277,13 @@ def remarks(record: DatasetRecord) -> list[str]:
         if not groups:
             continue
         are = "is" if len(groups) == 1 else "are"
-        found.append(f"{count_of(len(groups), what)} {are} there more than once (see the table of copies)")
+        where = " (see the table of copies)" if what == "video" else ""
+        found.append(f"{count_of(len(groups), what)} {are} there more than once{where}")
         leaks = sum(group["split"].nunique() > 1 for group in groups)
         if leaks and what == "video":
             found.append(
-                f"{leaks} of them both trained on and held out, so the held-out loss flatters; remove the copies"
+                f"{leaks} of them {'is' if leaks == 1 else 'are'} both trained on and held out, so the held-out loss flatters: "
+                "remove the copies"
             )
     split_sources = usable.groupby("source_key")["split"].nunique()
     shared = sorted(split_sources[split_sources > 1].index)
@@ -303,7 +307,7 @@ def copy_table(record: DatasetRecord) -> pd.DataFrame:
     known = record.usable.dropna(subset=["video_sha256"]) if "video_sha256" in record.usable else record.usable.iloc[:0]
     copies = known[known.duplicated("video_sha256", keep=False)].sort_values(["video_sha256", "clip_id"])
     table = copies[["clip_id", "source_key", "start_s", "end_s", "split"]].head(SHOWN_COPIES)
-    return table.assign(split=_split_titles(table)).reset_index(drop=True)
+    return table.assign(split=_split_titles(table)).dropna(axis="columns", how="all").reset_index(drop=True)
 
 
 def caption_table(record: DatasetRecord, limit: int = 24) -> pd.DataFrame:

@@ -34,19 +34,22 @@ STYLE: Any = {
 }
 WORDS = {
     "clip_id": "clip",
+    "fewest_frames": "fewest frames",
     "fps": "frames a second",
+    "in_its_words": "in its words",
+    "most_frames": "most frames",
     "num_frames": "frames",
     "num_tokens": "tokens",
     "own": "own control",
     "other": "another clip's control",
-    "own_lower": "clips where the own control gives the lower loss",
+    "own_lower": "clips with the lower loss from their own control",
     "source_key": "source",
     "start_s": "from second",
     "end_s": "to second",
 }
 """Titles of columns whose names in files are not words."""
-FEW_DECADES = 1.2
-"""Up to this span of a logarithmic axis, powers of ten would leave it with a label or none."""
+LINEAR_DECADES = 0.4
+"""Below this span of a logarithmic axis, round multiples of a power of ten may all lie outside of it."""
 
 
 def count_of(number: int, noun: str) -> str:
@@ -58,7 +61,7 @@ def as_html(table: pd.DataFrame) -> str:
     """Return a table as plain HTML with short numbers, column names in words, and nothing where a value is missing."""
     if any(name is not None for name in table.index.names):
         table = table.reset_index()
-    titled = table.rename(columns=lambda name: WORDS.get(name, str(name).replace("_", " ")))
+    titled = table.rename(columns=lambda name: WORDS.get(name, name))
     index = not isinstance(table.index, pd.RangeIndex)
     return titled.to_html(border=0, float_format="{:.4g}".format, index=index, na_rep="")
 
@@ -69,12 +72,13 @@ def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
     axis: Axis = axes.xaxis if which == "x" else axes.yaxis
     limits = axes.get_xlim() if which == "x" else axes.get_ylim()
     decades = abs(np.log10(limits[1] / limits[0]))
-    if decades <= FEW_DECADES:
+    if decades < LINEAR_DECADES:
         axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
         axis.set_minor_locator(NullLocator())
     else:
-        # In two or three decades there is room for 1, 2 and 5 of each on a tall axis only; 1 and 3 fit everywhere.
-        axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if decades < 3 else (1.0,), numticks=6))
+        subs = (1.0, 2.0, 5.0) if decades < 1.5 else (1.0, 3.0) if decades < 2.8 else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=6))
+        axis.set_minor_locator(NullLocator() if len(subs) > 1 else LogLocator(subs=(3.0,), numticks=6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -1,7 +1,8 @@
-"""Executing the run report head-less, to one HTML file that needs nothing beside it."""
+"""Executing a notebook head-less, to one HTML file that needs nothing beside it."""
 
 import html
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -35,19 +36,29 @@ figcaption { color: #3e4c59; margin-bottom: 6px; max-width: 100ch; }
 figcaption b { font-family: ui-monospace, monospace; font-size: 12px; color: #7b8794; margin-right: 8px; }
 figure .columns { display: flex; font-size: 12px; color: #7b8794; }
 figure .columns span { flex: 1; }
+figcaption em { color: #7b8794; font-style: normal; }
+figure .cells { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 10px; }
+figure .cell { font-size: 12px; color: #7b8794; min-width: 0; overflow-wrap: anywhere; }
+figure .key { margin-right: 12px; white-space: nowrap; }
+figure .key i { display: inline-block; width: 9px; height: 9px; margin-right: 4px; }
+.note { color: #8a5a1c; background: #fdf6ec; padding: 6px 10px; border-left: 3px solid #e0a458; }
+li { max-width: 78ch; color: #3e4c59; }
 figure video, figure img { width: 100%; display: block; margin-bottom: 4px; background: #000; }
 pre { font-size: 12px; white-space: pre-wrap; color: #5a6570; }
 """
 
 
-def execute_report(notebook: Path, output: Path, *, title: str, parameters: dict[str, str]) -> None:
+def execute_notebook(
+    notebook: Path, output: Path, *, title: str, root: Path, parameters: Mapping[str, str | Sequence[str]]
+) -> None:
     """Run a notebook and write it as one HTML file: code hidden, pictures and videos embedded.
 
     Args:
         notebook: a notebook with one cell that is tagged "parameters".
         output: the HTML file.
         title: title of the page.
-        parameters: string variables that replace the values of the parameters cell.
+        root: the working folder of the notebook: the repository, in which it looks for runs and datasets.
+        parameters: strings and lists of strings that replace the values of the parameters cell.
 
     Raises:
         WorldtuneError: the notebook has no parameters cell, or a cell failed; the message holds its error.
@@ -56,10 +67,12 @@ def execute_report(notebook: Path, output: Path, *, title: str, parameters: dict
     tagged = [cell for cell in document.cells if PARAMETERS in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise WorldtuneError(f"{notebook} has {len(tagged)} cells with the tag {PARAMETERS!r}, expected one.")
-    tagged[0].source = "\n".join(f"{name} = {json.dumps(value)}" for name, value in parameters.items())
+    tagged[0].source = "\n".join(
+        f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in parameters.items()
+    )
     runner = ExecutePreprocessor(timeout=TIMEOUT_S, kernel_name="python3")
     try:
-        runner.preprocess(document, {"metadata": {"path": str(Path.cwd())}})
+        runner.preprocess(document, {"metadata": {"path": str(root.resolve())}})
     except CellExecutionError as error:
         raise WorldtuneError(f"{notebook} failed:\n{error}") from error
     # What fails while a figure is shown stops no cell; it only prints.

@@ -17,11 +17,14 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
 from worldtune.evaluate.dataset_overview import reason_table
 from worldtune.evaluate.figures import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, STYLE, count_of, file_url, log_scale, note
+from worldtune.evaluate.places import run_folder
 from worldtune.training.manifest import read_manifest
 
 VERSION = 2
 """Raised when a change of the report should make the existing ones anew."""
 
+VALIDATION_COLUMNS = ("step", "sigma", "clip_id", "control", "loss")
+SPLIT_WORDS = {"held_out": "held out"}
 STEP_PARTS = {"data_s": "data", "forward_s": "forward", "backward_s": "backward", "optimizer_s": "optimizer"}
 
 
@@ -68,7 +71,7 @@ def load_run(run_dir: Path, *, samples_dir: Path, datasets_dir: Path) -> RunReco
         run=run_dir.name,
         manifest=manifest,
         metrics=_read_rows(attempt / "metrics.jsonl", manifest["final_step"]),
-        validation=_read_rows(attempt / "validation.jsonl", manifest["final_step"]),
+        validation=_read_rows(attempt / "validation.jsonl", manifest["final_step"], VALIDATION_COLUMNS),
         dataset=_read_optional(dataset_dir / "dataset.json"),
         clips=pd.read_parquet(clips_path) if clips_path.is_file() else pd.DataFrame(),
         samples=_read_optional(samples_dir / "samples.json"),
@@ -77,11 +80,17 @@ def load_run(run_dir: Path, *, samples_dir: Path, datasets_dir: Path) -> RunReco
     )
 
 
+def load_run_named(root: Path, run: str) -> RunRecord:
+    """Read the record of a run of the repository at `root` by its name; errors as `run_folder` and `load_run`."""
+    folder = run_folder(root, run)
+    return load_run(folder, samples_dir=folder / "samples", datasets_dir=root / "datasets")
+
+
 def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _read_rows(path: Path, last_step: int) -> pd.DataFrame:
+def _read_rows(path: Path, last_step: int, columns: Sequence[str] = ()) -> pd.DataFrame:
     if not path.is_file():
         raise WorldtuneError(f"{path} does not exist, but the run's manifest names its folder. Train the run again.")
     rows = []
@@ -92,7 +101,7 @@ def _read_rows(path: Path, last_step: int) -> pd.DataFrame:
             # A killed job may leave half a line; the trainer writes that step again when it resumes.
             continue
     # The attempt may have gone on before max_iter was lowered.
-    return pd.DataFrame([row for row in rows if row["step"] <= last_step])
+    return pd.DataFrame([row for row in rows if row["step"] <= last_step], columns=None if rows else list(columns))
 
 
 def smooth(values: pd.Series, span: int) -> pd.Series:
@@ -139,7 +148,7 @@ def plot_speed(record: RunRecord) -> Figure:
         for (part, row), colour in zip(parts.iterrows(), (GREY, BLUE, ORANGE, GREEN, LIGHT_GREY), strict=False):
             time_axes.barh(0, row["seconds"], left=left, color=colour, height=0.5, label=f"{part} {row['share']}")
             left += row["seconds"]
-        time_axes.set(title="Median time of a step", xlabel="seconds", yticks=[], ylim=(-0.5, 0.9))
+        time_axes.set(title="Mean time of a step", xlabel="seconds", yticks=[], ylim=(-0.5, 0.9))
         time_axes.grid(visible=False)
         time_axes.legend(loc="upper left", ncols=5, fontsize=8.5, columnspacing=1.2, handlelength=1)
     return figure
@@ -151,7 +160,8 @@ def step_time_table(record: RunRecord) -> pd.DataFrame:
     steady = record.metrics.iloc[min(3, len(record.metrics) - 1) :]
     seconds = {label: float(steady[column].mean()) for column, label in STEP_PARTS.items() if column in steady}
     total = float(steady["step_s"].mean())
-    seconds["other"] = max(total - sum(seconds.values()), 0.0)
+    # Rounded, since what is left of a sum may be a remainder of the last digit.
+    seconds["other"] = max(round(total - sum(seconds.values()), 6), 0.0)
     table = pd.DataFrame({"seconds": seconds})
     table["share"] = [f"{value / max(sum(seconds.values()), 1e-12):.0%}" for value in table["seconds"]]
     return table
@@ -334,7 +344,7 @@ def dataset_tables(record: RunRecord) -> dict[str, pd.DataFrame]:
         fps=("fps", "median"),
         tokens=("num_tokens", "mean"),
     )
-    tables = {"Usable clips": by_size.round(1).rename(index={"held_out": "held out"}, level="split")}
+    tables = {"Usable clips": by_size.round(1).rename(index=SPLIT_WORDS, level="split")}
     left_out = reason_table(clips)
     if len(left_out):
         tables["Left out"] = left_out
@@ -348,7 +358,9 @@ def clip_table(record: RunRecord, datasets_dir: Path, limit: int = 24) -> pd.Dat
     folder = datasets_dir / record.manifest["dataset"]["name"] / "metas"
     chosen = record.clips[record.clips["status"] == "ok"].head(limit)
     captions = [_read_caption(folder / f"{clip_id}.txt") for clip_id in chosen["clip_id"]]
-    table = chosen[["clip_id", "split", "source_key", "num_frames", "fps"]].assign(caption=captions)
+    table = chosen[["clip_id", "split", "source_key", "num_frames", "fps"]].assign(
+        split=chosen["split"].replace(SPLIT_WORDS), caption=captions
+    )
     return table.reset_index(drop=True)
 
 
