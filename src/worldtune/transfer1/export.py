@@ -337,6 +337,7 @@ def _outputs(recipe: Recipe, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
         padding_mask=torch.zeros(1, 1, side, side),
         fps=torch.tensor([24.0]),
         condition_video_input_mask=noise(1, mask_channels, frames, side, side) if mask_channels else None,
+        frame_repeat=noise(1, config.n_views) if config.add_repeat_frame_embedding else None,
         features=features,
     )
     return {**{f"feature.{name}": value for name, value in features.items()}, **residuals}
