@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.clips import control_path
-from worldtune.dataset.controls import MAX_PICKLE_BYTES
-from worldtune.dataset.pickles import read_pickle
+from worldtune.dataset.pickles import MAX_CONTROL_BYTES, read_pickle
 from worldtune.dataset.rle import decode_clip_mask
 from worldtune.media.video import read_frames
 
@@ -63,7 +62,7 @@ def colour_of(number: int) -> Colour:
 
 
 def _segmentation(path: Path, frame: int) -> ControlPicture:
-    things: Any = read_pickle(path, MAX_PICKLE_BYTES)
+    things: Any = read_pickle(path, MAX_CONTROL_BYTES)
     pixels: NDArray[np.uint8] | None = None
     legend = []
     try:
@@ -84,7 +83,7 @@ def _segmentation(path: Path, frame: int) -> ControlPicture:
 
 
 def _keypoints(path: Path, frame: int, size_wh: tuple[int, int]) -> ControlPicture:
-    frames: Any = read_pickle(path, MAX_PICKLE_BYTES)
+    frames: Any = read_pickle(path, MAX_CONTROL_BYTES)
     width, height = size_wh
     picture = Image.new("RGB", size_wh)
     draw = ImageDraw.Draw(picture)
