@@ -3,6 +3,7 @@
 python src/scripts/dag.py
 """
 
+import argparse
 from pathlib import Path
 
 from worldtune.common.script import run
@@ -10,6 +11,8 @@ from worldtune.workflow.docs import draw_graph
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     for path in draw_graph(Path(), Path("logs")):
         print(path)
 

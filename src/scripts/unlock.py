@@ -3,6 +3,7 @@
 python src/scripts/unlock.py
 """
 
+import argparse
 from pathlib import Path
 
 from worldtune.common.script import run
@@ -10,6 +11,8 @@ from worldtune.workflow.lock import unlock
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     print(unlock(Path()))
 
 

@@ -173,7 +173,7 @@ def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     # PyTorch, and what its optimizers import later, is imported once, by the server that all processes are forked from.
     # It finds modules by this variable only.
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     context.set_forkserver_preload(["trainer_toy", "torch._dynamo"])
     return context
 

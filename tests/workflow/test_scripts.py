@@ -62,20 +62,29 @@ def test_unknown_option(script: str) -> None:
 RUN = "demo_edge_posttrain"
 NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "captions": [(("--dataset", "no", "--shard", "0000"), "'no'"), (("--dataset", "synthetic", "--shard", "9"), "'9'")],
+    "clean": [(("attempts",), "--run"), (("all",), "'all'")],
     "controls": [(("--dataset", "synthetic", "--shard", "0000", "--control", "egde"), "'egde'")],
+    "dag": [(("now",), "now")],
+    "dataset_report": [
+        (("--run", RUN, "--output", "r.json"), "dataset.json"),
+        (("--run", "no", "--output", "r.json"), "no"),
+    ],
     "docs": [(("--check",), "README.md")],
     "export": [(("--run", RUN), "results/demo_edge_posttrain/manifest.json")],
     "fetch_checkpoint": [((), "name"), (("nvidia/no/base.pt",), "nvidia/no/base.pt")],
     "fetch_metadata": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "synthetic")],
     "ingest": [(("--dataset", "no", "--shard", "0000"), "'no'")],
+    "launch": [((), "training_script")],
     "load_report": [(("--run", RUN, "--output", "r.json"), "split.json"), (("--run", "no", "--output", "r"), "no")],
     "lock": [(("--check",), "requirements.lock")],
     "make_demo_checkpoints": [(("--checkpoints", "c", "--model", "no.toml"), "no.toml")],
+    "make_demo_driving_checkpoints": [(("nofamily", "--checkpoints", "c"), "'nofamily'")],
     "merge_checkpoint": [
         (("no.split.json", "--output", "a.pt"), "no.split.json"),
         (("no_model_mp_0.pt", "--output", "a.pt"), "no_model_mp_0.pt"),
         (("no.split.json", "--output", "a.txt"), "a.txt"),
     ],
+    "push": [(("--run", RUN), "results/demo_edge_posttrain")],
     "render_synthetic": [(("--dataset", "no", "--shard", "0000"), "'no'")],
     "report": [(("--run", RUN, "--output", "r.html"), "manifest.json")],
     "sample": [(("--run", RUN), "provenance.json"), (("--run", "no"), "no"), (("--run", RUN, "--steps", "0"), "steps")],
@@ -85,6 +94,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
         (("no.pt", "--degree", "0", "--output-dir", "out"), "--degree 0"),
     ],
     "t5": [(("--dataset", "synthetic", "--shard", "0000", "--device", "cpu"), "synthetic")],
+    "take_export": [(("--run", RUN, "--output", "a.pt"), "results/demo_edge_posttrain")],
     "train": [
         (("no",), "no"),
         ((RUN, "--", "data.num_frames=18"), "data.num_frames"),
@@ -93,6 +103,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
         ((RUN,), "processes"),
         ((RUN, "--", "parallel.tensor=1"), "dataset.json"),
     ],
+    "unlock": [(("now",), "now")],
     "validate": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "parquet")],
     "why": [(("--run", "no"), "no")],
 }
