@@ -36,7 +36,7 @@ def run(script: str, *arguments: str) -> tuple[int, str, str]:
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root with the repository's configuration and nothing else, and no network."""
-    for name in ("config", "notebooks", "pyproject.toml"):
+    for name in ("config", "notebooks"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     for name in ("WORLDTUNE_CONFIG", "OUTPUT_ROOT", "WORLD_SIZE", "RANK"):
@@ -73,10 +73,11 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "export": [(("--run", RUN), "results/demo_edge_posttrain/manifest.json")],
     "fetch_checkpoint": [((), "name"), (("nvidia/no/base.pt",), "nvidia/no/base.pt")],
     "fetch_metadata": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "synthetic")],
+    "fetch_videos": [(("--dataset", "no", "--shard", "0000"), "'no'")],
     "ingest": [(("--dataset", "no", "--shard", "0000"), "'no'")],
     "launch": [((), "training_script")],
     "load_report": [(("--run", RUN, "--output", "r.json"), "split.json"), (("--run", "no", "--output", "r"), "no")],
-    "lock": [(("--check",), "requirements.lock")],
+    "lock": [(("--check",), "pyproject.toml")],
     "make_demo_checkpoints": [(("--checkpoints", "c", "--model", "no.toml"), "no.toml")],
     "make_demo_driving_checkpoints": [(("nofamily", "--checkpoints", "c"), "'nofamily'")],
     "merge_checkpoint": [
