@@ -49,51 +49,29 @@ rule make_demo_checkpoints:
         "{PYTHON:q} src/scripts/make_demo_checkpoints.py --checkpoints checkpoints > {log:q} 2>&1"
 
 
-rule make_demo_av_checkpoints:
+rule make_demo_driving_checkpoints:
     input:
         text_encoder="checkpoints/worldtune/demo-t5/files.json",
         tokenizer="checkpoints/worldtune/demo-tokenizer/files.json",
     output:
-        base="checkpoints/worldtune/demo-transfer1-av/base_model.pt",
-        controls=expand(
+        av_base="checkpoints/worldtune/demo-transfer1-av/base_model.pt",
+        av_controls=expand(
             "checkpoints/worldtune/demo-transfer1-av/{control}_control.pt",
             control=["hdmap", "lidar"],
         ),
-    log:
-        "logs/make_demo_av_checkpoints/all.log",
-    benchmark:
-        "benchmark_records/make_demo_av_checkpoints/all.tsv"
-    threads: 2
-    resources:
-        slurm_partition=partition("cpu"),
-        slurm_account=PROJECT.cluster.account,
-        mem_mb=4000,
-        runtime=30,
-    params:
-        version=stage_version("demo/driving_checkpoints.py"),
-        sizes=lambda wildcards: model_sizes("transfer1_demo_av"),
-    shell:
-        "{PYTHON:q} src/scripts/make_demo_driving_checkpoints.py av --checkpoints checkpoints > {log:q} 2>&1"
-
-
-rule make_demo_multiview_checkpoints:
-    input:
-        text_encoder="checkpoints/worldtune/demo-t5/files.json",
-        tokenizer="checkpoints/worldtune/demo-tokenizer/files.json",
-    output:
-        bases=expand(
+        multiview_bases=expand(
             "checkpoints/worldtune/demo-transfer1-multiview/{mode}_base_model.pt",
             mode=["t2w", "v2w"],
         ),
-        controls=expand(
+        multiview_controls=expand(
             "checkpoints/worldtune/demo-transfer1-multiview/{mode}_{control}_control.pt",
             mode=["t2w", "v2w"],
             control=["hdmap", "lidar"],
         ),
     log:
-        "logs/make_demo_multiview_checkpoints/all.log",
+        "logs/make_demo_driving_checkpoints/all.log",
     benchmark:
-        "benchmark_records/make_demo_multiview_checkpoints/all.tsv"
+        "benchmark_records/make_demo_driving_checkpoints/all.tsv"
     threads: 2
     resources:
         slurm_partition=partition("cpu"),
@@ -102,9 +80,10 @@ rule make_demo_multiview_checkpoints:
         runtime=30,
     params:
         version=stage_version("demo/driving_checkpoints.py"),
-        sizes=lambda wildcards: model_sizes("transfer1_demo_multiview"),
+        av=lambda wildcards: model_sizes("transfer1_demo_av"),
+        multiview=lambda wildcards: model_sizes("transfer1_demo_multiview"),
     shell:
-        "{PYTHON:q} src/scripts/make_demo_driving_checkpoints.py multiview --checkpoints checkpoints > {log:q} 2>&1"
+        "{PYTHON:q} src/scripts/make_demo_driving_checkpoints.py --checkpoints checkpoints > {log:q} 2>&1"
 
 
 rule take_export:

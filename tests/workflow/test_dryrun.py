@@ -25,8 +25,9 @@ def test_configured_runs_from_their_sources_on(workspace: Workspace) -> None:
     assert planned["fetch_metadata"] == 1
     assert planned["fetch_videos"] == 16
     assert planned["render_synthetic"] == 2
-    for rule in ("ingest", "captions", "t5", "controls"):
+    for rule in ("ingest", "captions", "t5"):
         assert planned[rule] == 2 + 16, planned
+    assert planned["controls"] == 4 * 2 + 16  # the rendered scenes have four kinds of them
     # Two 7B files, tokenizer and text encoder; the demo's are made in one job.
     assert planned["fetch_checkpoint"] == 4
     assert planned["make_demo_checkpoints"] == 1

@@ -282,8 +282,8 @@ def remarks(record: DatasetRecord) -> list[str]:
         leaks = sum(group["split"].nunique() > 1 for group in groups)
         if leaks and what == "video":
             found.append(
-                f"{leaks} of them {'is' if leaks == 1 else 'are'} both trained on and held out, so the held-out loss flatters: "
-                "remove the copies"
+                f"{leaks} of them {'is' if leaks == 1 else 'are'} both trained on and held out, so the held-out loss "
+                "flatters: remove the copies"
             )
     split_sources = usable.groupby("source_key")["split"].nunique()
     shared = sorted(split_sources[split_sources > 1].index)
