@@ -88,6 +88,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "push": [(("--run", RUN), "results/demo_edge_posttrain")],
     "render_synthetic": [(("--dataset", "no", "--shard", "0000"), "'no'")],
     "report": [(("--run", RUN, "--output", "r.html"), "manifest.json")],
+    "retry": [(("--dataset", "no"), "'no'")],
     "sample": [(("--run", RUN), "provenance.json"), (("--run", "no"), "no"), (("--run", RUN, "--steps", "0"), "steps")],
     "slurm_queue": [((), "squeue")],
     "split_checkpoint": [
