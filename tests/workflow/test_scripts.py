@@ -63,8 +63,10 @@ RUN = "demo_edge_posttrain"
 NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "captions": [(("--dataset", "no", "--shard", "0000"), "'no'"), (("--dataset", "synthetic", "--shard", "9"), "'9'")],
     "clean": [(("attempts",), "--run"), (("all",), "'all'")],
+    "comparison": [(("--runs", "no", RUN), "no")],
     "controls": [(("--dataset", "synthetic", "--shard", "0000", "--control", "egde"), "'egde'")],
     "dag": [(("now",), "now")],
+    "dataset_overview": [(("--dataset", "no"), "'no'")],
     "dataset_report": [
         (("--run", RUN, "--output", "r.json"), "dataset.json"),
         (("--run", "no", "--output", "r.json"), "no"),
