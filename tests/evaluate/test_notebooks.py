@@ -1,0 +1,51 @@
+"""What all notebooks have in common."""
+
+import ast
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.evaluate.notebook import PARAMETERS, execute_notebook
+
+REPOSITORY = Path(__file__).parents[2]
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+
+
+def test_all_notebooks_are_looked_at() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["dataset_overview", "run_comparison", "run_report"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_they_are_committed_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_they_have_one_variable_to_change(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    assert [index for index, cell in enumerate(cells) if PARAMETERS in cell.metadata.get("tags", [])] == [0]
+    (statement,) = ast.parse(cells[0].source).body
+    assert isinstance(statement, ast.Assign)
+    assert isinstance(ast.literal_eval(statement.value), str | list)
+
+
+def test_they_find_the_repository_from_their_own_folder(made_up_run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(made_up_run.parents[1], root)
+    (root / "notebooks").mkdir()
+    notebook = REPOSITORY / "notebooks/run_report.ipynb"
+    execute_notebook(notebook, tmp_path / "page.html", title="", root=root / "notebooks", parameters={"run": "run"})
+    assert "step 60" in (tmp_path / "page.html").read_text()
+
+
+def test_outside_of_a_repository_they_say_so(tmp_path: Path) -> None:
+    notebook = REPOSITORY / "notebooks/run_report.ipynb"
+    with pytest.raises(WorldtuneError, match="is not inside the repository"):
+        execute_notebook(notebook, tmp_path / "page.html", title="", root=tmp_path, parameters={"run": "run"})
