@@ -13,10 +13,14 @@ SIGMAS = (0.2, 1.0, 5.0, 20.0)
 CLIPS = ("0a" * 8, "0b" * 8, "0c" * 8)
 
 
-def make_run(root: Path, num_steps: int = 60) -> Path:
-    """Write results/run, datasets/set below `root` and return the run's folder."""
+def make_run(root: Path, num_steps: int = 60, *, name: str = "run", scale: float = 1.0, **recipe: object) -> Path:
+    """Write results/<name>, datasets/set and a Snakefile below `root` and return the run's folder.
+
+    `scale` multiplies the held-out losses; `recipe` goes into the manifest.
+    """
     rng = np.random.default_rng(0)
-    run = root / "results" / "run"
+    (root / "Snakefile").touch()
+    run = root / "results" / name
     attempt = run / "attempts" / "abcd"
     attempt.mkdir(parents=True)
     rows = []
@@ -40,10 +44,10 @@ def make_run(root: Path, num_steps: int = 60) -> Path:
         )
     (attempt / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 61, "lo')
     validation = []
-    for step in (0, 20, 40, num_steps):
+    for step in sorted({0, 20, 40, num_steps}):
         for sigma in SIGMAS:
             for clip in CLIPS:
-                base = 1.0 / sigma**0.5 * (1.2 + 0.1 * CLIPS.index(clip)) * float(np.exp(-step / 200))
+                base = scale / sigma**0.5 * (1.2 + 0.1 * CLIPS.index(clip)) * float(np.exp(-step / 200))
                 gain = 1 - 0.1 * step / num_steps
                 validation.append(
                     {"step": step, "sigma": sigma, "clip_id": clip, "control": "own", "loss": base * gain}
@@ -54,7 +58,7 @@ def make_run(root: Path, num_steps: int = 60) -> Path:
         run / "manifest.json",
         {
             "format": 2,
-            "run": "run",
+            "run": name,
             "identity": "abcd",
             "attempt": "attempts/abcd",
             "final_step": num_steps,
@@ -66,6 +70,7 @@ def make_run(root: Path, num_steps: int = 60) -> Path:
             "torch": "2",
             "peak_memory_gb": 1.5,
             "median_step_s": 0.88,
+            "recipe": recipe,
         },
     )
     dataset = root / "datasets" / "set"
@@ -85,7 +90,7 @@ def make_run(root: Path, num_steps: int = 60) -> Path:
         for clip in CLIPS
     ]
     clips.append({**clips[0], "clip_id": "0e" * 8, "split": None, "status": "unusable", "reason": "0 bytes"})
-    dataset.mkdir(parents=True)
+    dataset.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(clips).to_parquet(dataset / "clips.parquet")
     write_json(dataset / "dataset.json", {"format": 1, "num_clips": 3, "splits": {"train": 0, "held_out": 3}})
     for clip in CLIPS:
@@ -93,12 +98,15 @@ def make_run(root: Path, num_steps: int = 60) -> Path:
         (dataset / "metas" / f"{clip}.txt").write_text(f"A clip <{clip}> of a ball.")
     samples = run / "samples"
     samples.mkdir()
-    frames = rng.integers(0, 255, (5, 48, 240, 3), dtype=np.uint8)
+    width, height, gap = 80, 48, 4
+    frames = rng.integers(0, 255, (5, height, 3 * width, 3), dtype=np.uint8)
+    grid = rng.integers(0, 255, (3 * height + 2 * gap, 3 * width + 2 * gap, 3), dtype=np.uint8)
     write_video(samples / "x.mp4", frames, 24.0)
     from PIL import Image
 
-    Image.fromarray(frames[0]).save(samples / "x.png")
-    clip_entry = {"clip_id": CLIPS[0], "caption": "A <b>", "video": "x.mp4", "grid": "x.png"}
+    Image.fromarray(grid).save(samples / "x.png")
+    clip_entry: dict[str, object] = {"clip_id": CLIPS[0], "caption": "A <b>", "video": "x.mp4", "grid": "x.png"}
+    clip_entry |= {"width": width, "height": height}
     note = {"format": 1, "step": num_steps, "num_steps": 35, "guidance": 7.0, "seed": 1, "clips": [clip_entry]}
     write_json(samples / "samples.json", note)
     return run

@@ -3,8 +3,10 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -14,7 +16,8 @@ from matplotlib.figure import Figure
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.evaluate import report
-from worldtune.evaluate.notebook import execute_report
+from worldtune.evaluate.figures import STYLE, as_html, log_scale
+from worldtune.evaluate.notebook import execute_notebook
 from worldtune.evaluate.report import RunRecord
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "run_report.ipynb"
@@ -47,7 +50,7 @@ def test_a_missing_record_names_its_file(made_up_run: Path, tmp_path: Path) -> N
 
 def test_the_script_refuses_a_run_of_another_recipe(made_up_run: Path, tmp_path: Path) -> None:
     output = tmp_path / "report.html"
-    command = [sys.executable, "src/scripts/report.py", "--run", "run", "--results", str(made_up_run.parent)]
+    command = [sys.executable, "src/scripts/report.py", "--run", "run", "--root", str(made_up_run.parents[1])]
     options = ["--output", str(output), "--expect-trained", "0123456789ab-abc"]
     result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -91,9 +94,8 @@ def test_the_page_of_a_run_with_one_held_out_clip(made_up_run: Path, tmp_path: P
     path = run / "attempts/abcd/validation.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["control"] == "own"))
-    datasets = tmp_path / "copy/datasets"
-    parameters = {"run_dir": str(run), "samples_dir": str(run / "samples"), "datasets_dir": str(datasets)}
-    execute_report(NOTEBOOK, tmp_path / "report.html", title="Run", parameters=parameters)
+    root = tmp_path / "copy"
+    execute_notebook(NOTEBOOK, tmp_path / "report.html", title="Run", root=root, parameters={"run": "run"})
     page = (tmp_path / "report.html").read_text()
     assert "no other control to compare with" in page
     assert page.count("data:image/png;base64,") == 4
@@ -126,12 +128,8 @@ def test_unusable_clips_are_listed_with_their_reason(record: RunRecord) -> None:
 
 def test_the_page_stands_alone_and_shows_everything(made_up_run: Path, tmp_path: Path) -> None:
     output = tmp_path / "report.html"
-    parameters = {
-        "run_dir": str(made_up_run),
-        "samples_dir": str(made_up_run / "samples"),
-        "datasets_dir": str(made_up_run.parents[1] / "datasets"),
-    }
-    execute_report(NOTEBOOK, output, title="Run <report>", parameters=parameters)
+    root = made_up_run.parents[1]
+    execute_notebook(NOTEBOOK, output, title="Run <report>", root=root, parameters={"run": "run"})
     page = output.read_text()
     assert "<title>Run &lt;report&gt;</title>" in page
     assert page.count("data:image/png;base64,") == 5
@@ -145,14 +143,16 @@ def test_the_page_stands_alone_and_shows_everything(made_up_run: Path, tmp_path:
 
 def test_what_fails_while_a_figure_is_shown_is_an_error(tmp_path: Path) -> None:
     cells = [
-        nbformat.v4.new_code_cell("run_dir = ''", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("run = ''", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
             "import traceback\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n    traceback.print_exc()"
         ),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebook.ipynb")
     with pytest.raises(WorldtuneError, match="failed while it showed a result"):
-        execute_report(tmp_path / "notebook.ipynb", tmp_path / "report.html", title="", parameters={"run_dir": "x"})
+        execute_notebook(
+            tmp_path / "notebook.ipynb", tmp_path / "report.html", title="", root=tmp_path, parameters={"run": "x"}
+        )
     assert not (tmp_path / "report.html").exists()
 
 
@@ -172,13 +172,37 @@ def test_a_full_disk_leaves_the_older_page(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_failing_cell_is_a_named_error(tmp_path: Path) -> None:
-    parameters = {"run_dir": str(tmp_path), "samples_dir": "", "datasets_dir": ""}
-    with pytest.raises(WorldtuneError, match=r"manifest\.json does not exist"):
-        execute_report(NOTEBOOK, tmp_path / "report.html", title="", parameters=parameters)
+    (tmp_path / "Snakefile").touch()
+    with pytest.raises(WorldtuneError, match="there is no run in results/ 'gone'"):
+        execute_notebook(NOTEBOOK, tmp_path / "report.html", title="", root=tmp_path, parameters={"run": "gone"})
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_notebook_is_committed_without_outputs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count for cell in code)
+def test_columns_have_words_for_names(record: RunRecord) -> None:
+    page = as_html(report.control_effect_table(record)) + as_html(report.clip_table(record, Path("nowhere")))
+    titles = re.findall(r"<th[^>]*>([^<]*)</th>", page)
+    assert {"sigma", "own control", "another clip's control", "source", "frames a second"} <= set(titles)
+    assert not any("_" in title for title in titles)
+    assert "held_out" not in page
+
+
+def test_one_step_is_no_steps(record: RunRecord) -> None:
+    single = RunRecord(**{**vars(record), "samples": {**record.samples, "num_steps": 1}})
+    assert "in 1 sampler step with" in report.sample_gallery(single)
+    assert "in 35 sampler steps with" in report.sample_gallery(record)
+
+
+@pytest.mark.parametrize("span", [1.05, 1.5, 3, 10, 40, 300, 1e4, 1e9])
+@pytest.mark.parametrize("low", [0.0123, 0.99, 3.7])
+def test_labels_of_a_logarithmic_axis_are_there_and_apart(span: float, low: float) -> None:
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(3, 2.6))
+        axes.plot([0, 1], [low, low * span])
+        log_scale(axes, "y")
+        figure.canvas.draw()
+        bottom, top = axes.get_window_extent().y0, axes.get_window_extent().y1
+        boxes = [label.get_window_extent() for label in axes.get_yticklabels() if label.get_text()]
+        boxes = sorted((box for box in boxes if bottom <= (box.y0 + box.y1) / 2 <= top), key=lambda box: box.y0)
+        plt.close(figure)
+    assert len(boxes) >= 2
+    assert all(lower.y1 < upper.y0 for lower, upper in pairwise(boxes))

@@ -95,6 +95,31 @@ def test_unknown_dataset_and_recipe_keys_stop_the_parse(workspace: Workspace) ->
     recipe.unlink()
 
 
+def test_pages_that_are_asked_for_by_name(workspace: Workspace) -> None:
+    planned = counts(workspace.planned("results/datasets/synthetic/overview.html"))
+    assert (planned["dataset_overview"], planned["validate"], planned["train"]) == (1, 1, 0)
+    planned = counts(workspace.planned("results/comparisons/demo_edge_posttrain+edge_posttrain.html"))
+    assert (planned["comparison"], planned["report"], planned["train"]) == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            "datasets/syntetic/overview.html",
+            "there is no dataset in config/config.yaml 'syntetic'; the nearest known: ",
+        ),
+        ("comparisons/edge_postrain+edge_pretrain.html", "there is no recipe 'edge_postrain'; the nearest known: "),
+        ("comparisons/edge_pretrain.html", "a comparison needs two or more runs"),
+        ("comparisons/edge_pretrain+edge_pretrain.html", "edge_pretrain is there more than once"),
+    ],
+)
+def test_pages_of_unknown_names_name_the_nearest(workspace: Workspace, target: str, message: str) -> None:
+    result = workspace.snakemake("--dryrun", f"results/{target}", check=False)
+    assert result.returncode
+    assert message in result.text
+
+
 def test_config_on_the_command_line_is_refused(workspace: Workspace) -> None:
     result = workspace.snakemake("--dryrun", "--config", "runs=[edge_pretrain]", check=False)
     assert result.returncode
