@@ -34,7 +34,7 @@ def test_a_run_that_is_not_trained_is_told_from_one_that_does_not_exist(tmp_path
     (tmp_path / "results/made").mkdir(parents=True)
     (tmp_path / "results/made/manifest.json").touch()
     assert run_folder(tmp_path, "made") == tmp_path / "results/made"
-    with pytest.raises(WorldtuneError, match="train the run, as with `snakemake results/planned/report.html`"):
+    with pytest.raises(WorldtuneError, match=r"train the run, as with `snakemake results/planned/report\.html`"):
         run_folder(tmp_path, "planned")
     with pytest.raises(WorldtuneError, match="the nearest known: made"):
         run_folder(tmp_path, "mode")

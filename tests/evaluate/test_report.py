@@ -101,6 +101,19 @@ def test_the_page_of_a_run_with_one_held_out_clip(made_up_run: Path, tmp_path: P
     assert page.count("data:image/png;base64,") == 4
 
 
+def test_missing_pieces_are_notes(made_up_run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(made_up_run.parents[1], root)
+    shutil.rmtree(root / "datasets")
+    shutil.rmtree(root / "results/run/samples")
+    (root / "results/run/attempts/abcd/validation.jsonl").write_text("")
+    execute_notebook(NOTEBOOK, tmp_path / "report.html", title="Run", root=root, parameters={"run": "run"})
+    page = (tmp_path / "report.html").read_text()
+    assert "No sample was drawn for this run." in page
+    assert page.count("No held-out loss was measured.") == 2
+    assert page.count("data:image/png;base64,") == 2
+
+
 def test_clips_and_noise_levels_that_came_later_are_not_averaged_with_earlier_ones(record: RunRecord) -> None:
     last = record.validation[record.validation["step"] == 60]
     more = pd.concat(

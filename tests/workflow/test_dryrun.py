@@ -107,9 +107,12 @@ def test_pages_that_are_asked_for_by_name(workspace: Workspace) -> None:
     [
         (
             "datasets/syntetic/overview.html",
-            "there is no dataset in config/config.yaml 'syntetic'; the nearest known: ",
+            "no dataset in config/config.yaml 'syntetic'; the nearest known: synthetic",
         ),
-        ("comparisons/edge_postrain+edge_pretrain.html", "there is no recipe 'edge_postrain'; the nearest known: "),
+        (
+            "comparisons/edge_postrain+edge_pretrain.html",
+            "there is no recipe 'edge_postrain'; the nearest known: edge_posttrain",
+        ),
         ("comparisons/edge_pretrain.html", "a comparison needs two or more runs"),
         ("comparisons/edge_pretrain+edge_pretrain.html", "edge_pretrain is there more than once"),
     ],

@@ -15,7 +15,7 @@ MADE_BY_RULES = ("results/", "datasets/", "checkpoints/", ".venv/")
 
 def test_make_targets_exist() -> None:
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))
-    assert {"demo", "test", "dryrun", "why", "sample", "test-slurm"} <= named
+    assert {"demo", "test", "dryrun", "why", "sample", "overview", "compare", "test-slurm"} <= named
     assert named <= TARGETS
 
 

@@ -226,8 +226,7 @@ def paired_controls(record: RunRecord, step: int | None = None) -> pd.DataFrame:
     at_step = validation[validation["step"] == chosen]
     wide = at_step.pivot_table(index=["clip_id", "sigma"], columns="control", values="loss").reset_index()
     wide.columns.name = None
-    if "other" not in wide:
-        wide["other"] = np.nan
+    wide = wide.reindex(columns=["clip_id", "sigma", "own", "other"])
     return wide.dropna(subset=["own", "other"])
 
 
@@ -299,6 +298,8 @@ def heading(record: RunRecord) -> str:
 
 def control_effect_sentence(record: RunRecord) -> str:
     """Say in words how much the control tells the model at the last measurement."""
+    if record.validation.empty:
+        return "No held-out loss was measured."
     effect = control_effect(record)
     if not effect.num_pairs:
         return "Only one held-out clip of its size: there is no other control to compare with."
