@@ -143,7 +143,8 @@ def fetch_videos(
         The manifest's path. It has a row for each clip, with the reason where its video could not be downloaded.
 
     Raises:
-        WorldtuneError: the metadata are missing or wrong, or the disk cannot be written.
+        WorldtuneError: the metadata are missing or wrong.
+        OSError: the disk is full or cannot be written.
     """
     root, source = datasets / name, source_folder(name, config, datasets)
     tasks = []
@@ -178,7 +179,8 @@ def _download(url: str, target: Path) -> None:
 
     Raises:
         DownloadError: it cannot be had.
-        WorldtuneError: the disk cannot be written, or the library is not installed.
+        OSError: the disk is full or cannot be written.
+        WorldtuneError: the library is not installed.
     """
     # Imported late: nothing else needs it.
     try:
@@ -199,7 +201,7 @@ def _download(url: str, target: Path) -> None:
             raise DownloadError(f"{found} of {expected} bytes have arrived")
     except OSError as error:
         if error.errno in OWN_ERRORS:
-            raise WorldtuneError(f"{target.parent} cannot be written ({error}). Make room and start again.") from error
+            raise
         raise DownloadError(_one_line(error)) from error
     # The last four are what the library ends in where a page is not as it expects.
     except (PytubeFixError, http.client.HTTPException, LookupError, ValueError, TypeError, AttributeError) as error:
