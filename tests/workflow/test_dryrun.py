@@ -1,5 +1,6 @@
 """A dry run shows the whole graph of a checkout that has no data, no checkpoints and no GPU."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -131,12 +132,10 @@ def test_config_on_the_command_line_is_refused(workspace: Workspace) -> None:
 
 def test_scripts_have_the_names_of_their_rules() -> None:
     root = Path(__file__).parents[2]
-    rules = [
-        line.split()[1].rstrip(":")
-        for path in sorted((root / "rules").glob("*.smk"))
-        for line in path.read_text().splitlines()
-        if line.startswith(("rule ", "checkpoint "))
-    ]
-    assert rules
+    texts = [path.read_text() for path in sorted((root / "rules").glob("*.smk"))]
+    blocks = [block for text in texts for block in re.split(r"^(?=(?:rule|checkpoint) \w+:)", text, flags=re.MULTILINE)]
+    # A rule without a command only explains why it cannot run.
+    rules = [block.split()[1].rstrip(":") for block in blocks[1:] if "    shell:\n" in block]
+    assert {"train", "export", "ingest"} <= set(rules)
     for rule in rules:
         assert (root / "src/scripts" / f"{rule}.py").is_file(), rule

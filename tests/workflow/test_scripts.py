@@ -81,7 +81,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "load_report": [(("--run", RUN, "--output", "r.json"), "split.json"), (("--run", "no", "--output", "r"), "no")],
     "lock": [(("--check",), "pyproject.toml")],
     "make_demo_checkpoints": [(("--checkpoints", "c", "--model", "no.toml"), "no.toml")],
-    "make_demo_driving_checkpoints": [(("nofamily", "--checkpoints", "c"), "'nofamily'")],
+    "make_demo_driving_checkpoints": [(("--checkpoints", "c"), "checkpoints")],
     "merge_checkpoint": [
         (("no.split.json", "--output", "a.pt"), "no.split.json"),
         (("no_model_mp_0.pt", "--output", "a.pt"), "no_model_mp_0.pt"),
