@@ -170,14 +170,14 @@ def test_what_fails_while_a_figure_is_shown_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_older_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = nbformat.v4.new_code_cell("run_dir = ''", metadata={"tags": ["parameters"]})
+    cell = nbformat.v4.new_code_cell("run = ''", metadata={"tags": ["parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebook.ipynb")
     output = tmp_path / "results" / "report.html"
     output.parent.mkdir()
     output.write_text("old")
     met = refuse_writes(monkeypatch, r"/\.report\.")
     message = error_of(
-        lambda: execute_report(tmp_path / "notebook.ipynb", output, title="", parameters={"run_dir": "x"})
+        lambda: execute_notebook(tmp_path / "notebook.ipynb", output, title="", root=tmp_path, parameters={"run": "x"})
     )
     assert met
     assert message.startswith(f"error: {output}: No space left on device. Free space")
