@@ -107,8 +107,8 @@ def test_pages_that_are_asked_for_by_name(workspace: Workspace) -> None:
     ("target", "message"),
     [
         (
-            "datasets/syntetic/overview.html",
-            "no dataset in config/config.yaml 'syntetic'; the nearest known: synthetic",
+            "datasets/synthetics/overview.html",
+            "no dataset in config/config.yaml 'synthetics'; the nearest known: synthetic",
         ),
         (
             "comparisons/edge_postrain+edge_pretrain.html",
