@@ -52,7 +52,7 @@ runtime_minutes = {runtime_minutes}
 save_seconds = {save_seconds}
 """
 RULES = {
-    *("make_demo_checkpoints", "split_checkpoint", "load_report"),
+    *("make_demo_checkpoints", "split_checkpoint", "load_report", "dataset_report"),
     *("render_synthetic", "ingest", "captions", "t5", "controls", "validate"),
     *("train", "export"),
 }
@@ -96,7 +96,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace(tmp_path_factory.mktemp("slurm"))
     path = workspace.root / "config/config.yaml"
     config = yaml.safe_load(path.read_text())
-    config["datasets"]["synthetic"] |= {"num_clips": 8, "num_shards": 1, "min_clips": 4}
+    config["datasets"]["synthetic"] |= {"num_clips": 8, "num_shards": 1, "min_clips": 4, "controls": ["edge"]}
     config["cluster"] |= {"account": "sandbox", "partitions": {"cpu": "cpu", "gpu": "gpu", "network": None}}
     path.write_text(yaml.safe_dump(config))
     workspace.shorten_base_training()
