@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import sha256_file
+from worldtune.common.files import read_json, sha256_file
 from worldtune.dataset.rle import decode_clip_mask
 from worldtune.demo.figure import JOINTS
 from worldtune.demo.scenes import (
@@ -131,7 +131,7 @@ def test_depth_pictures_are_bright_where_near() -> None:
 def test_written_files(tmp_path: Path, scene: RenderedScene) -> None:
     names = ["scene_0003", "scene_0004"]
     manifest = tmp_path / "0000.json"
-    write_scenes(names, tmp_path / "raw", manifest, seed=0, **SIZE)
+    write_scenes(names, tmp_path / "raw", manifest, world="objects", views=(), seed=0, **SIZE)
     content = json.loads(manifest.read_text())
     assert content["scenes"] == names
     assert len(content["files"]) == 10
@@ -158,5 +158,21 @@ def test_written_files(tmp_path: Path, scene: RenderedScene) -> None:
 
 def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("first", "second"):
-        write_scenes(["scene_0001"], tmp_path / folder, tmp_path / f"{folder}.json", seed=0, **SIZE)
+        manifest = tmp_path / f"{folder}.json"
+        write_scenes(["scene_0001"], tmp_path / folder, manifest, world="objects", views=(), seed=0, **SIZE)
     assert (tmp_path / "first.json").read_text() == (tmp_path / "second.json").read_text()
+
+
+def test_streets_lie_in_a_folder_of_each_view_and_the_main_one_has_the_caption(tmp_path: Path) -> None:
+    size = {"num_frames": 2, "width": 64, "height": 48, "fps": 8.0}
+    views = ("pinhole_front", "pinhole_side_left")
+    write_scenes(
+        ["scene_0001"], tmp_path / "views", tmp_path / "views.json", world="driving", views=views, seed=0, **size
+    )
+    write_scenes(["scene_0001"], tmp_path / "one", tmp_path / "one.json", world="driving", views=(), seed=0, **size)
+    one = ["hdmap/scene_0001.mp4", "lidar/scene_0001.mp4", "scene_0001.mp4", "scene_0001.txt"]
+    assert sorted(read_json(tmp_path / "one.json")["files"]) == one
+    expected = {f"{view}/{name}" for view in views for name in one} - {"pinhole_side_left/scene_0001.txt"}
+    assert set(read_json(tmp_path / "views.json")["files"]) == expected
+    same = [sha256_file(tmp_path / folder / "hdmap/scene_0001.mp4") for folder in ("one", "views/pinhole_front")]
+    assert same[0] == same[1]
