@@ -246,7 +246,7 @@ def test_values_that_do_not_fit_are_refused(override: str, message: str) -> None
 
 def test_tokens_must_divide_under_sequence_parallelism() -> None:
     overrides = ["data.resolution=128", "parallel.tensor=8"]
-    with pytest.raises(WorldtuneError, match="sequence parallelism needs it to divide the 180 tokens"):
+    with pytest.raises(WorldtuneError, match="need their product to divide the 180 tokens"):
         load(*overrides)
     assert load(*overrides, "parallel.sequence=false").parallel.tensor == 8
 

@@ -16,5 +16,5 @@ def single_mesh() -> Iterator[DeviceMesh]:
     from worldtune.parallel.mesh import build_mesh
 
     torch.set_num_threads(1)
-    yield build_mesh("cpu", 1, 1)
+    yield build_mesh("cpu")
     dist.destroy_process_group()

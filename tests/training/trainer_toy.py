@@ -93,8 +93,8 @@ class ToyTask:
         self.recipe = recipe
         self.dtype = torch.bfloat16 if recipe.training.precision == "bfloat16" else torch.float32
         self.trainable = ToyNetwork(self.dtype)
-        if mesh["tensor"].size() > 1:
-            parallelize_module(self.trainable, mesh["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        if mesh.tensor.size() > 1:
+            parallelize_module(self.trainable, mesh.tensor, {"up": ColwiseParallel(), "down": RowwiseParallel()})
         self.events = events or {}
 
     @property
@@ -137,7 +137,7 @@ class ToyTask:
 def train_toy(attempt: Path, recipe: Recipe, events: dict[str, str] | None = None) -> int:
     """Train in this process, whose environment tells its rank; returns its exit code."""
     torch.set_num_threads(1)
-    mesh = build_mesh("cpu", recipe.parallel.data, recipe.parallel.tensor)
+    mesh = build_mesh("cpu", data=recipe.parallel.data, tensor=recipe.parallel.tensor)
     lease = Lease(attempt) if torch.distributed.get_rank() == 0 else None
     if lease is not None:
         assert lease.try_acquire() is None

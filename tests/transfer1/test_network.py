@@ -9,6 +9,7 @@ from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
 from worldtune.transfer1.control import ControlNetwork, controlled, copy_base_weights
 from worldtune.transfer1.loading import initialise
 from worldtune.transfer1.network import BaseNetwork
+from worldtune.transfer1.recomputation import Recompute
 
 TINY = {
     "in_channels": 17,
@@ -118,15 +119,15 @@ def test_a_copy_between_networks_of_different_sizes_names_the_tensor() -> None:
         copy_base_weights(base, networks()[1])
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_checkpointed_activations_change_nothing(every: int) -> None:
+@pytest.mark.parametrize("what", ["everything", "all_but_attention", "mlp"])
+def test_recomputed_activations_change_nothing(what: Recompute) -> None:
     gradients = []
-    for spacing in (0, every):
+    for recompute in ("nothing", what):
         base, control = networks()
         shaken(base, 1)
         shaken(control, 2)
         for network in (base, control):
-            network.checkpoint_activations(spacing)
+            network.set_recompute(recompute, exempt=1)
         controlled(base, control, **example()).square().mean().backward()
         gradients.append([parameter.grad for parameter in (*base.parameters(), *control.parameters())])
     for kept, again in zip(*gradients, strict=True):

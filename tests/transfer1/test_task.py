@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def single(root: Path, **sections: dict[str, Any]) -> Transfer1Task:
     recipe = tiny_recipe(**sections)
-    return build_task(recipe, tiny_inputs(root, recipe), build_mesh("cpu", 1, 1), CPU)
+    return build_task(recipe, tiny_inputs(root, recipe), build_mesh("cpu"), CPU)
 
 
 def batch_of(task: Transfer1Task, *ordinals: int) -> Batch:
@@ -60,7 +60,7 @@ def test_a_dataset_that_does_not_fit_is_refused_before_weights_are_read(tiny_wor
     nowhere = replace(inputs.base, split_file=tiny_world / "nowhere.split.json")
     dataset = replace(inputs.dataset, clips=inputs.dataset.split("train"))
     with pytest.raises(WorldtuneError, match="no held-out clip"):
-        build_task(recipe, replace(inputs, base=nowhere, control=None, dataset=dataset), build_mesh("cpu", 1, 1), CPU)
+        build_task(recipe, replace(inputs, base=nowhere, control=None, dataset=dataset), build_mesh("cpu"), CPU)
 
 
 @pytest.mark.usefixtures("own_process_group")
@@ -80,10 +80,10 @@ def test_a_piece_that_is_not_the_splits_is_named(tiny_world: Path, tmp_path: Pat
     # Names and shapes are as they should be: only the hash can tell.
     torch.save(state, piece)
     with pytest.raises(WorldtuneError, match=rf"{piece.name} is not the file .*Delete .*{split.split_file.name}"):
-        build_task(recipe, inputs, build_mesh("cpu", 1, 1), CPU)
+        build_task(recipe, inputs, build_mesh("cpu"), CPU)
     piece.unlink()
     with pytest.raises(WorldtuneError, match=rf"{piece.name} is not the file that was written: its SHA-256 is missing"):
-        build_task(recipe, inputs, build_mesh("cpu", 1, 1), CPU)
+        build_task(recipe, inputs, build_mesh("cpu"), CPU)
 
 
 @pytest.mark.usefixtures("own_process_group")
@@ -192,7 +192,7 @@ root, out, tensor, data = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(1)
 layout = {"tensor": tensor, "data": data, "sequence": tensor > 1}
 recipe = tiny_recipe(parallel=layout, training={"global_batch_size": data})
-mesh = build_mesh("cpu", data, tensor)
+mesh = build_mesh("cpu", data=data, tensor=tensor)
 task = build_task(recipe, tiny_inputs(root, recipe), mesh, torch.device("cpu"))
 batch = default_collate([task.make_dataset()[0]])
 output = task.training_loss(batch)

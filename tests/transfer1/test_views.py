@@ -177,7 +177,7 @@ def test_missing_views_are_named(views_world: Path, tiny_world: Path) -> None:
 def test_the_loss_knows_the_views(views_world: Path) -> None:
     """Only frames that are not given count, text and camera of each view matter, and the branch learns."""
     recipe = view_recipe()
-    task = build_task(recipe, tiny_inputs(views_world, recipe), build_mesh("cpu", 1, 1), torch.device("cpu"))
+    task = build_task(recipe, tiny_inputs(views_world, recipe), build_mesh("cpu"), torch.device("cpu"))
     stream = torch.Generator().manual_seed(0)
     for module in (task.denoiser.base, task.trainable):
         for parameter in module.parameters():

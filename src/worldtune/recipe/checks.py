@@ -111,8 +111,12 @@ def _network_problems(recipe: Recipe) -> Iterator[str]:
 def _one_network_problems(recipe: Recipe, prefix: str, network: NetworkConfig) -> Iterator[str]:
     if network.model_channels % network.num_heads:
         yield f"{prefix}.num_heads: must divide model_channels = {network.model_channels}, found {network.num_heads}"
-    if network.num_heads % recipe.parallel.tensor:
-        yield (f"parallel.tensor: must divide {prefix}.num_heads = {network.num_heads}, found {recipe.parallel.tensor}")
+    parallel = recipe.parallel
+    if network.num_heads % (parallel.tensor * parallel.context):
+        yield (
+            f"parallel.tensor: parallel.tensor x parallel.context must divide {prefix}.num_heads = "
+            f"{network.num_heads}, found {parallel.tensor} x {parallel.context}"
+        )
     for aspect, (width, height) in recipe.video_sizes_wh.items():
         if width // LATENT_PIXELS > network.max_img_w or height // LATENT_PIXELS > network.max_img_h:
             yield (
@@ -148,21 +152,23 @@ def _view_problems(recipe: Recipe) -> Iterator[str]:
 
 def _layout_problems(recipe: Recipe) -> Iterator[str]:
     base = recipe.network.base
-    if recipe.parallel.sequence and recipe.data.num_frames % LATENT_FRAMES == 1:
+    parallel = recipe.parallel
+    chunks = parallel.context * (parallel.tensor if parallel.sequence else 1)
+    if recipe.data.num_frames % LATENT_FRAMES == 1:
         patch = LATENT_PIXELS * base.patch_spatial
         for aspect, (width, height) in recipe.video_sizes_wh.items():
             tokens = recipe.num_views * recipe.num_latent_frames * (height // patch) * (width // patch)
-            if tokens % recipe.parallel.tensor:
+            if tokens % chunks:
                 yield (
-                    f"parallel.tensor: sequence parallelism needs it to divide the {tokens} tokens of a "
-                    f"{width}x{height} ({aspect}) clip, found {recipe.parallel.tensor}; change it, "
+                    f"parallel.tensor, parallel.context: sequence and context parallelism need their product to "
+                    f"divide the {tokens} tokens of a {width}x{height} ({aspect}) clip, found {chunks}; change it, "
                     "data.num_frames or data.resolution"
                 )
     per_node = recipe.cluster.gpus_per_node
     if recipe.world_size > per_node and recipe.world_size % per_node:
         yield (
-            f"cluster.gpus_per_node: the {recipe.world_size} processes of parallel.tensor x parallel.data do not fill "
-            f"whole nodes of {per_node}"
+            f"cluster.gpus_per_node: the {recipe.world_size} processes of parallel.tensor x parallel.context x "
+            f"parallel.data do not fill whole nodes of {per_node}"
         )
     if recipe.cluster.save_seconds >= 60 * recipe.cluster.runtime_minutes:
         yield (

@@ -324,8 +324,27 @@ class Parallel(Section):
     """Tensor-parallel degree; divides the heads of both networks."""
     sequence: bool = True
     """Whether tokens are sharded over the tensor-parallel group outside attention and MLP (sequence parallel)."""
+    context: PositiveInt = 1
+    """Context-parallel degree: tokens are sharded everywhere, and exchanged for heads in self-attention (all-to-all);
+    tensor x context divides the heads of both networks."""
     data: PositiveInt = 1
     """Data-parallel degree."""
+    shard: Literal["nothing", "base", "both"] = "nothing"
+    """What FSDP2 shards over the data- and context-parallel ranks: nothing, the frozen base, or both networks with the
+    optimizer."""
+    recompute: Literal["everything", "all_but_attention", "mlp", "nothing"] = "all_but_attention"
+    """What of a transformer block's activations backward computes again, from little memory to little time:
+    everything but the block's input; all but the output of self-attention; the MLP and what is between the matrix
+    products; nothing."""
+    recompute_mlp_only: NonNegativeInt = 0
+    """So many blocks of the base, the last ones, recompute only what "mlp" does; fills the memory that is left."""
+    compile: bool = True
+    """Whether transformer blocks are compiled (GPUs only)."""
+    attention: Literal["measured", "sdpa", "cudnn", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = (
+        "measured"
+    )
+    """Attention kernel on GPUs: the fastest of those installed, measured at the start; PyTorch's own choice (sdpa); or
+    one by name."""
 
 
 class Validation(Section):
@@ -426,7 +445,7 @@ class Recipe(Section):
     @property
     def world_size(self) -> int:
         """Processes of a training job."""
-        return self.parallel.tensor * self.parallel.data
+        return self.parallel.tensor * self.parallel.context * self.parallel.data
 
     @property
     def num_latent_frames(self) -> int:

@@ -1,4 +1,4 @@
-"""Micro-batches: read once in each data-parallel row, the same on all of its tensor ranks."""
+"""Micro-batches: read once in each data-parallel row, the same on all of its ranks."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.data import DataLoader, Dataset
 
+from worldtune.parallel.mesh import Mesh
 from worldtune.training.order import BatchLayout, OrdinalBatchSampler
 from worldtune.training.task import Batch, Sample
 
@@ -24,7 +24,7 @@ def _init_worker(_worker: int) -> None:
 
 
 class BatchReader:
-    """Reads the micro-batches of this data-parallel row on tensor rank 0 and hands them to the other tensor ranks.
+    """Reads the micro-batches of this data-parallel row on its first rank and hands them to its other ranks.
 
     Tensors travel as they are read (videos as uint8) between devices.
     """
@@ -33,7 +33,7 @@ class BatchReader:
         self,
         make_dataset: Callable[[], Dataset[Sample]],
         layout: BatchLayout,
-        mesh: DeviceMesh,
+        mesh: Mesh,
         device: torch.device,
         *,
         num_workers: int,
@@ -42,11 +42,11 @@ class BatchReader:
     ) -> None:
         """Start the loader processes; they read from `first_step` (0-based) to before `last_step`."""
         self._device = device
-        self._group = mesh.get_group("tensor") if mesh["tensor"].size() > 1 else None
+        self._group = mesh.sample.get_group() if mesh.sample.size() > 1 else None
         self._batches: Iterator[Batch] | None = None
-        if mesh["tensor"].get_local_rank() != 0:
+        if mesh.sample.get_local_rank() != 0:
             return
-        sampler = OrdinalBatchSampler(layout, mesh["data"].get_local_rank(), first_step, last_step)
+        sampler = OrdinalBatchSampler(layout, mesh.data.get_local_rank(), first_step, last_step)
         loader: DataLoader[Sample] = DataLoader(
             make_dataset(),
             batch_sampler=sampler,
@@ -60,7 +60,7 @@ class BatchReader:
         self._batches = iter(loader)
 
     def next(self) -> Batch:
-        """Return the next micro-batch, on the device; collective over the tensor ranks."""
+        """Return the next micro-batch, on the device; collective over the data-parallel row."""
         batch = None
         if self._batches is not None:
             batch = {key: self._to_device(value) for key, value in next(self._batches).items()}

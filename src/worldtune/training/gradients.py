@@ -1,15 +1,15 @@
-"""Float32 gradients of an optimizer step: accumulation, the data-parallel mean, the global norm."""
+"""Float32 gradients of an optimizer step: accumulation, sum and mean over the ranks, the global norm."""
 
 from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.training.sharding import all_reduce_mean, is_split, local
+from worldtune.parallel.mesh import Mesh
+from worldtune.training.sharding import all_reduce_over, local, sharded_dims
 
 BUCKET_ELEMENTS = 32 * 1024 * 1024
 REPLICA_TOLERANCE = 0.05
@@ -22,11 +22,12 @@ class GradientAccumulator:
     is taken out of the parameter after its backward pass.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], mesh: DeviceMesh) -> None:
-        """Take the parameters (plain tensors or DTensors) and the mesh with the dimensions data and tensor."""
+    def __init__(self, parameters: Mapping[str, nn.Parameter], mesh: Mesh) -> None:
+        """Take the parameters (plain tensors or DTensors) and the mesh."""
         self._parameters = parameters
         self._mesh = mesh
-        self._names = list(parameters)
+        # FSDP2 reduces the gradients of what it shards in the backward pass.
+        self._names = [name for name, parameter in parameters.items() if "replicas" not in sharded_dims(parameter)]
         self._device = next(iter(parameters.values())).device
         self.sums: dict[str, Tensor] = {}
 
@@ -45,22 +46,22 @@ class GradientAccumulator:
 
     @torch.no_grad()
     def finish(self) -> dict[str, Tensor]:
-        """Return the mean over the data-parallel ranks and forget the sums.
+        """Return the sum over the context ranks and mean over the data-parallel ones, and forget the sums.
 
-        A parameter has a gradient where any data-parallel rank has one.
+        A parameter has a gradient where any of these ranks has one.
         """
         sums, self.sums = self.sums, {}
-        if self._mesh["data"].size() == 1:
+        if self._mesh.replicas.size() == 1:
             return sums
-        group = self._mesh.get_group("data")
+        group = self._mesh.replicas.get_group()
         present = torch.tensor([float(name in sums) for name in self._names], device=self._device)
         dist.all_reduce(present, op=dist.ReduceOp.MAX, group=group)
         chosen = [name for name, flag in zip(self._names, present.tolist(), strict=True) if flag]
         for name in chosen:
             if name not in sums:
                 sums[name] = torch.zeros_like(local(self._parameters[name]), dtype=torch.float32)
-        all_reduce_mean((sums[name] for name in chosen), group, BUCKET_ELEMENTS)
-        return {name: sums[name] for name in chosen}
+        all_reduce_over((sums[name] for name in chosen), group, BUCKET_ELEMENTS, divisor=self._mesh.data.size())
+        return {name: sums[name] for name in self._parameters if name in sums}
 
 
 def _local_gradient(parameter: nn.Parameter) -> Tensor:
@@ -73,25 +74,30 @@ def _local_gradient(parameter: nn.Parameter) -> Tensor:
 
 
 @torch.no_grad()
-def global_norm(gradients: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], mesh: DeviceMesh) -> Tensor:
+def global_norm(gradients: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], mesh: Mesh) -> Tensor:
     """Return the L2 norm over all parameters, each counted once; float32, no axes, on the gradients' device.
 
     Args:
-        gradients: local gradients after the data-parallel mean.
+        gradients: local gradients after `GradientAccumulator.finish`.
         parameters: tells which gradients are parts.
-        mesh: has the dimension tensor.
+        mesh: of all ranks.
     """
     device = next(iter(parameters.values())).device
-    # [parts, whole]: only the parts are summed over the tensor ranks.
-    squares = torch.zeros(2, dtype=torch.float32, device=device)
-    for index, split in enumerate((True, False)):
-        chosen = [gradient for name, gradient in gradients.items() if is_split(parameters[name]) == split]
+    total = torch.zeros((), dtype=torch.float32, device=device)
+    by_dims: dict[frozenset[str], list[Tensor]] = {}
+    for name, gradient in gradients.items():
+        by_dims.setdefault(sharded_dims(parameters[name]), []).append(gradient)
+    # All ranks go through the same kinds in the same order.
+    for dims in sorted({sharded_dims(parameter) for parameter in parameters.values()}, key=sorted):
+        chosen = by_dims.get(dims, [])
+        square = torch.zeros_like(total)
         if chosen:
-            squares[index] = torch.stack(torch._foreach_norm(chosen)).square().sum()
-    if mesh["tensor"].size() > 1:
-        parts = squares[:1]
-        dist.all_reduce(parts, group=mesh.get_group("tensor"))
-    return squares.sum().sqrt()
+            square = torch.stack(torch._foreach_norm(chosen)).square().sum()
+        for dim, group_mesh in (("replicas", mesh.replicas), ("tensor", mesh.tensor)):
+            if dim in dims:
+                dist.all_reduce(square, group=group_mesh.get_group())
+        total += square
+    return total.sqrt()
 
 
 @torch.no_grad()
@@ -103,19 +109,19 @@ def clip(gradients: Mapping[str, Tensor], norm: float, max_norm: float) -> None:
 
 
 @torch.no_grad()
-def check_replicas(gradients: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], mesh: DeviceMesh) -> None:
+def check_replicas(gradients: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], mesh: Mesh) -> None:
     """Check that tensor ranks agree on the gradients of the parameters that each holds whole.
 
     Raises:
         WorldtuneError: they differ by more than rounding, so a sum over the tensor ranks is missing in the network;
             the message names the parameters.
     """
-    if mesh["tensor"].size() == 1:
+    if mesh.tensor.size() == 1:
         return
-    group = mesh.get_group("tensor")
+    group = mesh.tensor.get_group()
     wrong = []
     for name, gradient in gradients.items():
-        if is_split(parameters[name]):
+        if "tensor" in sharded_dims(parameters[name]):
             continue
         first = gradient.clone()
         dist.broadcast(first, src=dist.get_global_rank(group, 0), group=group)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.parallel.mesh import build_mesh
+from worldtune.parallel.mesh import Mesh, build_mesh
 from worldtune.recipe.schema import Recipe
 from worldtune.training.attempt import (
     Attempt,
@@ -32,7 +31,7 @@ from worldtune.training.trainer import VERSION, train
 ANNOUNCE_S = 60.0
 logger = logging.getLogger(__name__)
 
-BuildTask = Callable[[Recipe, Inputs, DeviceMesh, torch.device], Task]
+BuildTask = Callable[[Recipe, Inputs, Mesh, torch.device], Task]
 """Makes a family's task on a mesh; collective over all ranks."""
 
 
@@ -79,7 +78,8 @@ def run_training(
         manifest = run_folder / MANIFEST
     stop = StopRequest(attempt.folder)
     device = _device(recipe)
-    mesh = build_mesh(device.type, recipe.parallel.data, recipe.parallel.tensor)
+    parallel = recipe.parallel
+    mesh = build_mesh(device.type, data=parallel.data, context=parallel.context, tensor=parallel.tensor)
     exit_code = _run_under_lease(attempt, build_task, mesh, device, stop, manifest)
     # Not after an error: the other ranks are then in a collective that this one will never join; torchrun ends them.
     dist.destroy_process_group()
@@ -89,7 +89,7 @@ def run_training(
 def _run_under_lease(
     attempt: Attempt,
     build_task: BuildTask,
-    mesh: DeviceMesh,
+    mesh: Mesh,
     device: torch.device,
     stop: StopRequest,
     manifest: Path | None,
@@ -118,7 +118,7 @@ def _run_under_lease(
 def _train(
     attempt: Attempt,
     build_task: BuildTask,
-    mesh: DeviceMesh,
+    mesh: Mesh,
     device: torch.device,
     stop: StopRequest,
     lease: Lease | None,
@@ -205,8 +205,9 @@ def _device(recipe: Recipe) -> torch.device:
 def _check_world_size(recipe: Recipe) -> None:
     found = int(os.environ.get("WORLD_SIZE", "1"))
     if found != recipe.world_size:
+        parallel = recipe.parallel
         raise WorldtuneError(
-            f"the recipe needs {recipe.world_size} processes (parallel.tensor = {recipe.parallel.tensor} x "
-            f"parallel.data = {recipe.parallel.data}), but {found} were started. Use torchrun "
+            f"the recipe needs {recipe.world_size} processes (parallel.tensor = {parallel.tensor} x parallel.context = "
+            f"{parallel.context} x parallel.data = {parallel.data}), but {found} were started. Use torchrun "
             f"--nproc_per_node={recipe.world_size}, or change the degrees (-- parallel.tensor=... parallel.data=...)."
         )

@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+
+from worldtune.parallel.mesh import Mesh
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -21,9 +22,14 @@ def local(tensor: Tensor) -> Tensor:
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def is_split(tensor: Tensor) -> bool:
-    """Return whether each rank holds a part only."""
-    return isinstance(tensor, DTensor) and any(placement.is_shard() for placement in tensor.placements)
+def sharded_dims(tensor: Tensor) -> frozenset[str]:
+    """Return the names of the mesh dims over which each rank holds a part only: of "tensor" and "replicas"."""
+    if not isinstance(tensor, DTensor):
+        return frozenset()
+    names = tensor.device_mesh.mesh_dim_names or ()
+    return frozenset(
+        name for name, placement in zip(names, tensor.placements, strict=True) if not placement.is_replicate()
+    )
 
 
 def wrap_like(part: Tensor, reference: Tensor) -> Tensor:
@@ -41,16 +47,17 @@ def wrap_like(part: Tensor, reference: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def broadcast_replicas(parameters: Mapping[str, Tensor], mesh: DeviceMesh) -> None:
+def broadcast_replicas(parameters: Mapping[str, Tensor], mesh: Mesh) -> None:
     """Make all copies of a parameter equal to those of the first rank of each group.
 
     Layers that no checkpoint gives a value are initialised at random; a copy that started differently on one rank
     would stay different.
     """
     for parameter in parameters.values():
-        for name in ("data",) if is_split(parameter) else ("data", "tensor"):
-            group = mesh.get_group(name)
-            dist.broadcast(local(parameter), src=dist.get_global_rank(group, 0), group=group)
+        for dim, group_mesh in (("replicas", mesh.replicas), ("tensor", mesh.tensor)):
+            if dim not in sharded_dims(parameter) and group_mesh.size() > 1:
+                group = group_mesh.get_group()
+                dist.broadcast(local(parameter), src=dist.get_global_rank(group, 0), group=group)
 
 
 def buckets(tensors: Iterable[Tensor], max_elements: int) -> Iterable[list[Tensor]]:
@@ -67,12 +74,11 @@ def buckets(tensors: Iterable[Tensor], max_elements: int) -> Iterable[list[Tenso
         yield bucket
 
 
-def all_reduce_mean(tensors: Iterable[Tensor], group: ProcessGroup, max_elements: int) -> None:
-    """Replace tensors of one type by their mean over a group, in flat buckets."""
-    size = dist.get_world_size(group)
+def all_reduce_over(tensors: Iterable[Tensor], group: ProcessGroup, max_elements: int, *, divisor: int) -> None:
+    """Replace tensors of one type by their sum over a group over `divisor`, in flat buckets."""
     for bucket in buckets(tensors, max_elements):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         dist.all_reduce(flat, group=group)
-        flat /= size
+        flat /= divisor
         for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
             tensor.copy_(part.view_as(tensor))

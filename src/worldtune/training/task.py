@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 Sample = dict[str, Tensor | str]
 """One sample: tensors of equal shape over a micro-batch, and strings; `clip_id` (a string) is required."""
 Batch = dict[str, Any]
-"""A micro-batch: tensors stacked along a new first axis, on the device; strings as lists; equal on all tensor ranks."""
+"""A micro-batch: tensors stacked along a new first axis, on the device; strings as lists; all ranks of a sample have the
+same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class LossOutput:
     edm_loss: Tensor
     """The same without the uncertainty weighting, detached, for the record; equals `loss` where there is none."""
     num_tokens: int
-    """Latent tokens of the micro-batch, before they are sharded over the tensor ranks."""
+    """Latent tokens of the micro-batch, before they are sharded over ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from statistics import mean, median
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.parallel.mesh import Mesh
 from worldtune.recipe.schema import Recipe
 from worldtune.training.data import BatchReader
 from worldtune.training.ema import PowerEma
@@ -67,7 +67,7 @@ def train(
     task: Task,
     attempt: Path,
     *,
-    mesh: DeviceMesh,
+    mesh: Mesh,
     device: torch.device,
     stop: StopRequest,
     lease: Lease | None,
@@ -79,7 +79,7 @@ def train(
         recipe: the resolved recipe.
         task: the model on the mesh.
         attempt: folder of checkpoints, metrics.jsonl and validation.jsonl, shared by all ranks.
-        mesh: dimensions data and tensor, covering all ranks.
+        mesh: of all ranks.
         device: of this rank.
         stop: this rank's request to stop; any rank's is enough.
         lease: on rank 0, the right to write into `attempt`.
@@ -99,7 +99,7 @@ class _Trainer:
         recipe: Recipe,
         task: Task,
         attempt: Path,
-        mesh: DeviceMesh,
+        mesh: Mesh,
         device: torch.device,
         stop: StopRequest,
         lease: Lease | None,
@@ -109,7 +109,7 @@ class _Trainer:
         self.mesh, self.device, self.stop, self.tracker = mesh, device, stop, tracker
         self.lease = lease
         self.is_main = dist.get_rank() == 0
-        self.data_rank = mesh["data"].get_local_rank()
+        self.data_rank = mesh.data.get_local_rank()
         self.layout = BatchLayout(
             micro_batch_size=recipe.training.micro_batch_size,
             data=recipe.parallel.data,
@@ -243,7 +243,7 @@ class _Trainer:
 
     def _global_losses(self, losses: Tensor) -> list[float | None]:
         if self.layout.data > 1:
-            dist.all_reduce(losses, group=self.mesh.get_group("data"))
+            dist.all_reduce(losses, group=self.mesh.data.get_group())
             losses = losses / self.layout.data
         # JSON has no NaN.
         return [loss if math.isfinite(loss) else None for loss in losses.tolist()]
@@ -252,7 +252,7 @@ class _Trainer:
         rows = [clip_ids]
         if self.layout.data > 1:
             rows = [[] for _ in range(self.layout.data)]
-            dist.all_gather_object(rows, clip_ids, group=self.mesh.get_group("data"))
+            dist.all_gather_object(rows, clip_ids, group=self.mesh.data.get_group())
         return [clip_id for micro_step in zip(*rows, strict=True) for row in micro_step for clip_id in row]
 
     def _agree(self, norm: Tensor) -> tuple[float, bool, str | None]:

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
-from worldtune.parallel.mesh import build_mesh
+from worldtune.common.errors import WorldtuneError
+from worldtune.parallel.mesh import Mesh, build_mesh
 from worldtune.recipe.network import NetworkConfig
-from worldtune.recipe.schema import LATENT_CHANNELS, Recipe
+from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_PIXELS, Recipe
 from worldtune.training.random import generator
 from worldtune.transfer1.conditions import Conditions
 from worldtune.transfer1.control import ControlNetwork, controlled, copy_base_weights
@@ -21,7 +21,7 @@ from worldtune.transfer1.loading import LoadReport, initialise, load_logvar, loa
 from worldtune.transfer1.logvar import LogVariance
 from worldtune.transfer1.network import BaseNetwork
 from worldtune.transfer1.objective import frame_mask, scaling
-from worldtune.transfer1.parallelize import parallelize
+from worldtune.transfer1.parallelize import parallelize, shard_weights
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 NetworkT = TypeVar("NetworkT", BaseNetwork, ControlNetwork)
@@ -49,21 +49,29 @@ class Denoiser:
     def __call__(self, noisy_bcthw: Tensor, sigma_b: Tensor, conditions: Conditions) -> Tensor:
         """Return the predicted clean latents, of the shape and type of `noisy_bcthw`."""
         terms = scaling(sigma_b, self.sigma_data)
+        output = self.network_output(noisy_bcthw, sigma_b, conditions, control_weight=1.0)
+        return terms.c_skip * noisy_bcthw + terms.c_out * output.to(noisy_bcthw.dtype)
+
+    def network_output(
+        self, noisy_bcthw: Tensor, sigma_b: Tensor, conditions: Conditions, *, control_weight: float | None
+    ) -> Tensor:
+        """Return the networks' output [B, 16, T, H, W] in their dtype; without a control weight, the base's alone."""
+        terms = scaling(sigma_b, self.sigma_data)
         mask = frame_mask(conditions.indicator_bt).expand(-1, -1, -1, *noisy_bcthw.shape[-2:])
-        output = controlled(
+        return controlled(
             self.base,
             self.control,
             (terms.c_in * noisy_bcthw).to(self.dtype),
             terms.c_noise.float(),
             conditions.text.to(self.dtype),
-            hint=conditions.hint_bcthw.to(self.dtype),
+            hint=None if control_weight is None else conditions.hint_bcthw.to(self.dtype),
+            control_weight=1.0 if control_weight is None else control_weight,
             padding_mask=conditions.padding_mask,
             fps=conditions.fps,
             condition_video_input_mask=mask if self.takes_given_frames else None,
             view_indices=conditions.view_indices_bt,
             frame_repeat=self._frame_repeat(noisy_bcthw),
         )
-        return terms.c_skip * noisy_bcthw + terms.c_out * output.to(noisy_bcthw.dtype)
 
     def _frame_repeat(self, noisy_bcthw: Tensor) -> Tensor | None:
         """Return that no frame is repeated, where the networks embed it."""
@@ -77,13 +85,13 @@ class Denoiser:
 
 
 def make_network(
-    kind: type[NetworkT], config: NetworkConfig, recipe: Recipe, mesh: DeviceMesh, device: torch.device
+    kind: type[NetworkT], config: NetworkConfig, recipe: Recipe, mesh: Mesh, device: torch.device
 ) -> NetworkT:
     """Return a network with memory but without values: its share on this rank, in the recipe's precision."""
     with torch.device("meta"):
         network = kind(config, recipe.network.rope_angles)  # type: ignore[arg-type]
     network.to(DTYPES[recipe.training.precision])
-    parallelize(network, mesh["tensor"], sequence=recipe.parallel.sequence)
+    parallelize(network, mesh, sequence=recipe.parallel.sequence)
     return network.to_empty(device=device)
 
 
@@ -101,7 +109,7 @@ def build_denoiser(
     recipe: Recipe,
     base_state: Mapping[str, Tensor],
     control_state: Mapping[str, Tensor] | None,
-    mesh: DeviceMesh,
+    mesh: Mesh,
     device: torch.device,
 ) -> BuiltDenoiser:
     """Build the networks on a mesh and fill them.
@@ -111,7 +119,7 @@ def build_denoiser(
         base_state: tensors of the base's checkpoint, whole or this rank's pieces.
         control_state: tensors of the control checkpoint likewise; None starts the branch as a copy of the base's first
             blocks, with fresh layers for the hint.
-        mesh: dims data and tensor.
+        mesh: of all processes.
         device: of this rank.
 
     Raises:
@@ -131,17 +139,76 @@ def build_denoiser(
         reports["control"] = load_network(control, control_state)
     base.requires_grad_(False)
     logvar.requires_grad_(False)
+    _lay_out(base, control, recipe, mesh, device)
     denoiser = Denoiser(base, control, logvar, sigma_data=recipe.objective.sigma_data)
     return BuiltDenoiser(denoiser=denoiser, load_reports=reports)
 
 
-def single_process_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe laid out for one process."""
-    return recipe.model_copy(
-        update={"parallel": recipe.parallel.model_copy(update={"tensor": 1, "data": 1, "sequence": False})}
+def _lay_out(base: BaseNetwork, control: ControlNetwork, recipe: Recipe, mesh: Mesh, device: torch.device) -> None:
+    """Choose what is recomputed, compiled and sharded; the networks have their values."""
+    parallel = recipe.parallel
+    base.set_recompute(parallel.recompute, exempt=parallel.recompute_mlp_only, exempt_what="mlp")
+    control.set_recompute(parallel.recompute)
+    for network in (base, control):
+        if parallel.compile and device.type == "cuda":
+            network.compile_blocks()
+        if parallel.shard == "both" or (parallel.shard == "base" and network is base):
+            shard_weights(network, mesh)
+
+
+@torch.no_grad()
+def check_step_zero(denoiser: Denoiser, recipe: Recipe, device: torch.device, *, is_fresh: bool) -> None:
+    """Check that the branch does not act before it is trained: the base's output stays as it is, bit for bit.
+
+    A fresh branch must not act at all, a loaded one not at control weight 0. Two forward passes on random latents of
+    the recipe's 16:9 size; collective over all ranks.
+
+    Args:
+        denoiser: as it goes into training.
+        recipe: sizes.
+        device: of this rank.
+        is_fresh: whether the branch started as a copy of the base's first blocks.
+
+    Raises:
+        WorldtuneError: it does act: the networks are wired or loaded wrongly.
+    """
+    noisy, conditions = _example(denoiser, recipe, device)
+    sigma_b = torch.ones(1, device=device)
+    alone = denoiser.network_output(noisy, sigma_b, conditions, control_weight=None)
+    controlled_output = denoiser.network_output(noisy, sigma_b, conditions, control_weight=1.0 if is_fresh else 0.0)
+    if not torch.equal(alone, controlled_output):
+        difference = (alone.float() - controlled_output.float()).abs().max().item()
+        state = "freshly initialised branch" if is_fresh else "loaded branch at control weight 0"
+        raise WorldtuneError(
+            f"step-0 parity failed: a {state} changes the base's output by up to {difference:.3g}, expected exactly 0. "
+            "The networks or their checkpoints are damaged (not finite?); nothing was trained."
+        )
+
+
+def _example(denoiser: Denoiser, recipe: Recipe, device: torch.device) -> tuple[Tensor, Conditions]:
+    """Return random noisy latents [1, 16, T, H, W] and conditions, the same on all ranks."""
+    stream = generator(recipe.training.seed, "step_zero")
+    width, height = recipe.video_sizes_wh["16:9"]
+    frames = recipe.num_views * recipe.num_latent_frames
+    shape = (1, LATENT_CHANNELS, frames, height // LATENT_PIXELS, width // LATENT_PIXELS)
+    text_shape = (1, recipe.num_views * recipe.data.text_tokens, recipe.network.base.crossattn_emb_channels)
+    noisy, hint, text = (torch.randn(each, generator=stream).to(device) for each in (shape, shape, text_shape))
+    return noisy, Conditions(
+        hint_bcthw=hint,
+        text=text,
+        fps=torch.full((1,), 24.0, device=device),
+        padding_mask=torch.zeros(1, 1, height, width, device=device),
+        indicator_bt=torch.zeros(1, frames, device=device),
+        view_indices_bt=None,
     )
 
 
-def single_process_mesh(device: torch.device) -> DeviceMesh:
+def single_process_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe laid out for one process that does not train."""
+    alone = {"tensor": 1, "context": 1, "data": 1, "sequence": False, "shard": "nothing", "compile": False}
+    return recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=alone)})
+
+
+def single_process_mesh(device: torch.device) -> Mesh:
     """Return the mesh of one process."""
-    return build_mesh(device.type, 1, 1)
+    return build_mesh(device.type)

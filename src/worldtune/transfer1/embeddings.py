@@ -63,7 +63,9 @@ def unpatchify(x: Tensor, grid: tuple[int, int, int], *, patch_spatial: int, pat
     x = x.unflatten(2, (patch_spatial, patch_spatial, patch_temporal, -1)).unflatten(0, grid)
     # t h w B p1 p2 r C -> B C t r h p1 w p2
     x = x.permute(3, 7, 0, 6, 1, 4, 2, 5)
-    return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    t, h, w = grid
+    # One reshape, which is no view: FSDP2 wants to hook the output.
+    return x.reshape(x.shape[0], x.shape[1], t * patch_temporal, h * patch_spatial, w * patch_spatial)
 
 
 class LearnedPositions(nn.Module):

@@ -6,13 +6,11 @@ N heads, d channels of a head, M text tokens, V views.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.tokens import SINGLE, TokenParallel
@@ -28,14 +26,14 @@ from worldtune.transfer1.embeddings import (
     unpatchify,
 )
 from worldtune.transfer1.layers import HeadNorm, Linear, RMSNorm, TokenLinear, modulated
+from worldtune.transfer1.recomputation import Kept, Recompute, recomputed
 from worldtune.transfer1.rotary import RopeAngles, RotaryPositions, Rotation, rotation
 
 MIN_HEAD_CHANNELS = 12
 """Channels of a head that give each of the three rotary axes two frequencies."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BlockContext:
+class BlockContext(NamedTuple):
     """What every block of one forward pass reads beside the token stream."""
 
     emb: Tensor
@@ -45,11 +43,12 @@ class BlockContext:
     positions: Tensor
     """Absolute position embedding [L, 1, D], added before each block."""
     rotation: Rotation
-    """Rotary embedding of all tokens (not of this rank's only)."""
+    """Rotary embedding of a context rank's tokens (not of a tensor rank's only)."""
     text: Tensor
     """Text embeddings [M, B, C]."""
-    num_views: int
-    """Views that are stacked along time; each attends to its own part of the text."""
+    views: tuple[tuple[int, int], ...]
+    """For each of the views that are stacked along time, from where to where it lies in a context rank's tokens; each
+    attends to its own part of the text."""
 
 
 class Attention(nn.Module):
@@ -75,17 +74,29 @@ class Attention(nn.Module):
             to[1](to[0](tokens).unflatten(-1, (-1, self.head_channels)))
             for to, tokens in ((self.to_q, x), (self.to_k, source), (self.to_v, source))
         )
-        # The tokens are whole again here, so that each view meets its own text also under sequence parallelism.
-        num_groups = context.num_views if self.to_text else 1
-        if not self.to_text:
+        if self.to_text:
+            out = _attend_by_view(query, key, value, context.views)
+        else:
             query, key = context.rotation.apply(query), context.rotation.apply(key)
-        # [(V l), B, N, d] -> [(V B), N, l, d]
-        query, key, value = (
-            part.unflatten(0, (num_groups, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1) for part in (query, key, value)
-        )
-        out = F.scaled_dot_product_attention(query, key, value)
-        out = out.unflatten(0, (num_groups, -1)).permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
-        return self.parallel.leave(self.to_out[0](out))
+            out = self.parallel.heads_to_tokens(_attend(*self.parallel.tokens_to_heads(query, key, value)))
+        return self.parallel.leave(self.to_out[0](out.flatten(2)))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return [l, B, N, d] for queries [l, B, N, d], keys and values [m, B, N, d]."""
+    # [B, N, l, d] as views: kernels take any strides.
+    query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).permute(2, 0, 1, 3)
+
+
+def _attend_by_view(query: Tensor, key: Tensor, value: Tensor, views: tuple[tuple[int, int], ...]) -> Tensor:
+    """Let each view's queries attend to its own part of keys and values [(V m), B, N, d]; as `_attend`."""
+    parts = [
+        _attend(query[start:end], own_key, own_value)
+        for (start, end), own_key, own_value in zip(views, key.chunk(len(views)), value.chunk(len(views)), strict=True)
+        if start < end
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class AttentionLayer(nn.Module):
@@ -141,8 +152,8 @@ class SubBlock(nn.Module):
 class TransformerBlock(nn.Module):
     """Positions, self-attention, attention to the text, MLP."""
 
-    checkpoint_activations: bool = False
-    """Whether backward computes this block's activations again in the place of keeping them."""
+    recompute: Recompute = "nothing"
+    """What of this block's activations backward computes again in the place of keeping it."""
 
     def __init__(self, config: NetworkConfig) -> None:
         """Make one block of a network with `config`."""
@@ -157,9 +168,22 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: BlockContext) -> Tensor:
         """Return the stream `x` [L, B, D] after this block."""
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, context, use_reentrant=False)
-        return self._forward(x, context)
+        return self._run(x, context)
+
+    def compile_in_place(self) -> None:
+        """Compile the block's computation for the shapes that it meets."""
+        self._run = torch.compile(self._run, dynamic=False)  # type: ignore[method-assign]
+
+    def _run(self, x: Tensor, context: BlockContext) -> Tensor:
+        if self.recompute == "nothing" or not torch.is_grad_enabled():
+            return self._forward(x, context)
+        if self.recompute == "mlp":
+            x = x + context.positions
+            for block in self.blocks:
+                keep: tuple[Kept, ...] = () if isinstance(block.block, MLP) else ("attention", "linear")
+                x = recomputed(block, x, context, keep=keep)
+            return x
+        return recomputed(self._forward, x, context, keep=() if self.recompute == "everything" else ("attention",))
 
     def _forward(self, x: Tensor, context: BlockContext) -> Tensor:
         x = x + context.positions
@@ -243,11 +267,24 @@ class DiffusionTransformer(nn.Module):
         """Channels of the latents and what is stacked on them, without padding mask and views."""
         return self.config.in_channels + int(self.config.is_extend_model)
 
-    def checkpoint_activations(self, every: int) -> None:
-        """Let every `every`-th block compute its activations again in backward; 0 keeps all of them."""
-        for index, block in enumerate(self.blocks.values()):
+    def set_recompute(self, what: Recompute, *, exempt: int = 0, exempt_what: Recompute = "nothing") -> None:
+        """Say what of each block's activations backward computes again.
+
+        Args:
+            what: for the first blocks.
+            exempt: how many of the last blocks, whose activations are freed first, differ.
+            exempt_what: for those.
+        """
+        blocks = list(self.blocks.values())
+        for index, block in enumerate(blocks):
             assert isinstance(block, TransformerBlock)
-            block.checkpoint_activations = bool(every) and index % every == 0
+            block.recompute = what if index < len(blocks) - exempt else exempt_what
+
+    def compile_blocks(self) -> None:
+        """Compile each block's computation for the shapes that it meets; equal blocks share what was compiled."""
+        for block in self.blocks.values():
+            assert isinstance(block, TransformerBlock)
+            block.compile_in_place()
 
     def embed(
         self,
@@ -288,9 +325,9 @@ class DiffusionTransformer(nn.Module):
             emb=self.affline_norm(emb),
             adaln_lora=adaln_lora,
             positions=positions,
-            rotation=rotation(angles),
+            rotation=rotation(self.parallel.context_chunk(angles)),
             text=crossattn_emb.transpose(0, 1),
-            num_views=num_views,
+            views=self.parallel.parts_in_context_chunk(len(angles), num_views),
         )
         return tokens, context
 

@@ -1,42 +1,49 @@
-"""Spreading a Transfer1 network over a tensor-parallel group."""
+"""Spreading a Transfer1 network over a mesh: split layers and tokens, and FSDP2 shards of what each rank holds."""
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.axes import shard, split_dim
+from worldtune.parallel.mesh import Mesh
 from worldtune.parallel.tokens import TokenParallel
 from worldtune.transfer1.network import DiffusionTransformer
 
 
-def parallelize(network: DiffusionTransformer, mesh: DeviceMesh, *, sequence: bool) -> None:
-    """Make the parameters DTensors on `mesh`: heads and hidden units split, all others whole on each rank.
+def parallelize(network: DiffusionTransformer, mesh: Mesh, *, sequence: bool) -> None:
+    """Lay a network's layers and tokens out over the tensor and context ranks.
 
-    Gradients are complete after backward, DTensors placed as their parameters. A mesh of one process changes nothing.
-    Works on the meta device too. Parameters that have values must have equal ones on all ranks.
+    Over tensor ranks parameters become DTensors: heads and hidden units split, all others whole on each rank. Their
+    gradients are complete over the tensor ranks after backward, placed as their parameters. Over context ranks each
+    rank has the same parameters and the gradient of its own tokens; the sum is the trainer's. One process changes
+    nothing. Works on the meta device too. Parameters that have values must have equal ones on all ranks.
 
     Args:
         network: on the meta device or on the mesh's.
-        mesh: the tensor-parallel dim of the mesh.
-        sequence: whether tokens are split outside attention and MLP; their number must then be divisible by the degree.
+        mesh: of all processes.
+        sequence: whether the tensor ranks split tokens outside attention and MLP.
 
     Raises:
-        WorldtuneError: the degree does not divide the heads or the MLP's hidden units.
+        WorldtuneError: the degrees do not divide the heads, or the MLP's hidden units.
     """
-    degree = mesh.size()
-    if degree == 1:
+    degree, context = mesh.tensor.size(), mesh.context.size()
+    if degree * context == 1:
         return
-    if network.config.num_heads % degree:
+    if network.config.num_heads % (degree * context):
         raise WorldtuneError(
-            f"parallel.tensor = {degree} does not divide the network's {network.config.num_heads} attention heads."
+            f"parallel.tensor = {degree} x parallel.context = {context} does not divide the network's "
+            f"{network.config.num_heads} attention heads."
         )
-    parallel = TokenParallel(mesh.get_group(), sequence=sequence)
+    parallel = TokenParallel(mesh.tensor.get_group(), mesh.context.get_group(), sequence=sequence)
     for prefix, module in network.named_modules():
         if hasattr(module, "parallel"):
             module.parallel = parallel
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, _spread(f"{prefix}.{name}", parameter, mesh))
+        if degree > 1:
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, _spread(f"{prefix}.{name}", parameter, mesh.tensor))
 
 
 def _spread(name: str, parameter: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter:
@@ -52,3 +59,24 @@ def _spread(name: str, parameter: nn.Parameter, mesh: DeviceMesh) -> nn.Paramete
         stride=parameter.stride(),
     )
     return nn.Parameter(spread, requires_grad=parameter.requires_grad)
+
+
+def shard_weights(network: DiffusionTransformer, mesh: Mesh) -> None:
+    """Shard a network's parameters with FSDP2 over the ranks that hold the same weights; collective over them.
+
+    Each block is gathered when it computes. Gradients come out as shards: summed over the context ranks, averaged over
+    the data-parallel ones, in float32 or better. Nothing changes where one rank holds the weights.
+
+    Args:
+        network: with its final values, on the mesh's device, after `parallelize`.
+        mesh: of all processes.
+    """
+    if mesh.replicas.size() == 1:
+        return
+    dtype = next(network.parameters()).dtype
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False)
+    for module in (*network.blocks.values(), network):
+        fully_shard(module, mesh=mesh.replicas, mp_policy=policy)
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(float(mesh.data.size()))

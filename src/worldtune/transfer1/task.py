@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from worldtune.common.progress import progress
 from worldtune.dataset.clips import Clip
 from worldtune.dataset.fitting import aspect_ratio
+from worldtune.kernels.attention import Kernel, fastest_kernel, use_kernel
+from worldtune.parallel.mesh import Mesh
+from worldtune.recipe.estimate import num_tokens
 from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_FRAMES, LATENT_PIXELS, Recipe
 from worldtune.training.inputs import Inputs, read_own_shard
 from worldtune.training.random import generator
@@ -20,7 +22,7 @@ from worldtune.training.task import Batch, LossOutput, Sample, ValidationRow
 from worldtune.transfer1.batch import ClipDataset
 from worldtune.transfer1.conditions import Conditions
 from worldtune.transfer1.control import ControlNetwork
-from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser
+from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser, check_step_zero
 from worldtune.transfer1.loading import LoadReport
 from worldtune.transfer1.objective import add_noise, draw, edm_loss, given_frames
 from worldtune.transfer1.tokenizer import VideoTokenizer
@@ -30,17 +32,20 @@ VALIDATION_SEED = 0
 logger = logging.getLogger(__name__)
 
 
-def build_task(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.device) -> "Transfer1Task":
+def build_task(recipe: Recipe, inputs: Inputs, mesh: Mesh, device: torch.device) -> "Transfer1Task":
     """Build the task from a job's inputs. Collective over all ranks.
 
     Raises:
-        WorldtuneError: a checkpoint does not fit, or the dataset does not fit the recipe.
+        WorldtuneError: a checkpoint does not fit, the dataset does not fit the recipe, or the branch acts on the base
+            before it is trained.
     """
     # Refuses a dataset that does not fit, before minutes go into the weights.
     dataset = ClipDataset(inputs.dataset, recipe)
-    degree, rank = mesh["tensor"].size(), mesh["tensor"].get_local_rank()
+    degree, rank = mesh.tensor.size(), mesh.tensor.get_local_rank()
     control_state = read_own_shard(inputs.control, degree, rank) if inputs.control else None
+    choose_attention(recipe, device)
     built = build_denoiser(recipe, read_own_shard(inputs.base, degree, rank), control_state, mesh, device)
+    check_step_zero(built.denoiser, recipe, device, is_fresh=inputs.control is None)
     tokenizer = VideoTokenizer(inputs.tokenizer, recipe.data.num_frames, device, DTYPES[recipe.training.precision])
     return Transfer1Task(
         recipe,
@@ -52,22 +57,46 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.d
     )
 
 
-class LatentEncoder:
-    """Pixels to scaled latents, each of video and control on a tensor rank of its own where there are two."""
+def choose_attention(recipe: Recipe, device: torch.device) -> None:
+    """Let all ranks use the recipe's attention kernel, or the one that is the fastest on rank 0; collective.
 
-    def __init__(self, tokenizer: VideoTokenizer, mesh: DeviceMesh, device: torch.device, recipe: Recipe) -> None:
+    Raises:
+        WorldtuneError: the kernel's package is not installed.
+    """
+    if device.type != "cuda":
+        return
+    parallel, base = recipe.parallel, recipe.network.base
+    chosen: list[Kernel] = ["sdpa" if parallel.attention == "measured" else parallel.attention]
+    # The kernels of other packages compute in half precision only.
+    if parallel.attention == "measured" and recipe.training.precision == "bfloat16":
+        if dist.get_rank() == 0:
+            chosen[0] = fastest_kernel(
+                num_tokens=num_tokens(recipe),
+                num_heads=base.num_heads // (parallel.tensor * parallel.context),
+                head_channels=base.model_channels // base.num_heads,
+                device=device,
+            )
+        dist.broadcast_object_list(chosen, src=0)
+    use_kernel(chosen[0])
+    logger.info("attention kernel: %s", chosen[0])
+
+
+class LatentEncoder:
+    """Pixels to scaled latents, each of video and control on a rank of its own where two compute on one sample."""
+
+    def __init__(self, tokenizer: VideoTokenizer, mesh: Mesh, device: torch.device, recipe: Recipe) -> None:
         """Take the tokenizer of this rank."""
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = DTYPES[recipe.training.precision]
         self.sigma_data = recipe.objective.sigma_data
-        self._mesh = mesh["tensor"]
+        self._mesh = mesh.sample
 
     @torch.no_grad()
     def __call__(self, *videos: Tensor) -> list[Tensor]:
         """Return the latents, float32 [B, 16, T, H, W], of uint8 videos [B, 3, T, H, W].
 
-        Collective over the tensor ranks, which all get the same values.
+        Collective over the ranks of a sample, which all get the same values.
         """
         size, rank = self._mesh.size(), self._mesh.get_local_rank()
         latents = []
@@ -108,7 +137,7 @@ class Transfer1Task:
         denoiser: Denoiser,
         encoder: LatentEncoder,
         dataset: ClipDataset,
-        mesh: DeviceMesh,
+        mesh: Mesh,
         *,
         load_reports: Mapping[str, LoadReport],
     ) -> None:
@@ -136,7 +165,7 @@ class Transfer1Task:
         return self.dataset
 
     def training_loss(self, batch: Batch) -> LossOutput:
-        """Return the loss of a micro-batch at drawn noise; collective over the tensor ranks."""
+        """Return the loss of a micro-batch at drawn noise; collective over the ranks of a sample."""
         recipe, device = self.recipe, self.encoder.device
         latents, hint = self.encoder(batch["video"], batch["hint"])
         draws = draw(
@@ -179,12 +208,12 @@ class Transfer1Task:
         """
         clips = self.dataset.measured_clips
         others = other_clips(clips)
-        data_rank, num_data = self.mesh["data"].get_local_rank(), self.mesh["data"].size()
+        data_rank, num_data = self.mesh.data.get_local_rank(), self.mesh.data.size()
         mine = clips[data_rank::num_data]
         rows = [row for clip in progress(mine, "held-out clips") for row in self._measure(clip, others[clip.clip_id])]
         if num_data > 1:
             gathered: list[list[ValidationRow]] = [[] for _ in range(num_data)]
-            dist.all_gather_object(gathered, rows, group=self.mesh.get_group("data"))
+            dist.all_gather_object(gathered, rows, group=self.mesh.data.get_group())
             rows = list(itertools.chain.from_iterable(gathered))
         return sorted(rows, key=lambda row: (row.clip_id, row.sigma, row.control))
 

@@ -1,8 +1,10 @@
-"""Compare networks spread over processes with the same networks in one process; started by test_tensor_parallel.py.
+"""Compare networks spread over processes with the same networks in one process; started by test_layouts.py.
 
-python tests/parallel/tensor_parallel_check.py DEGREE FOLDER
+python tests/parallel/layout_check.py DATA CONTEXT TENSOR FOLDER
 """
 
+import itertools
+import math
 import os
 import sys
 from pathlib import Path
@@ -14,18 +16,18 @@ import torch.distributed.checkpoint as dcp
 import torch.multiprocessing
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from worldtune.checkpoint.splitting import read_shard, split_checkpoint
 from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.axes import split_dim
-from worldtune.parallel.mesh import build_mesh
+from worldtune.parallel.mesh import Mesh, build_mesh
 from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
+from worldtune.training.sharding import local, sharded_dims
 from worldtune.transfer1.control import ControlNetwork, controlled, copy_base_weights
 from worldtune.transfer1.loading import initialise, load_network
 from worldtune.transfer1.network import BaseNetwork, DiffusionTransformer
-from worldtune.transfer1.parallelize import parallelize
+from worldtune.transfer1.parallelize import parallelize, shard_weights
 
 BOUND = 1e-12
 SIZES = {
@@ -70,7 +72,7 @@ def dense(changes: dict[str, object]) -> Networks:
     return networks
 
 
-def spread(changes: dict[str, object], mesh: DeviceMesh, sequence: bool) -> Networks:
+def spread(changes: dict[str, object], mesh: Mesh, sequence: bool) -> Networks:
     """The same without values, over the processes of `mesh`."""
     with torch.device("meta"):
         networks = make(changes)
@@ -120,33 +122,50 @@ def run(networks: Networks, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str
     return out, gradients | {f"control {name}": parameter.grad for name, parameter in control.named_parameters()}
 
 
-def check_outputs_and_gradients(mesh: DeviceMesh) -> None:
+def check_outputs_and_gradients(mesh: Mesh) -> None:
     for changes in ({}, VIEWS):
         inputs = example(views=bool(changes))
         reference = dense(changes)
         out, gradients = run(reference, inputs)
-        for sequence in (False, True):
+        for sequence, sharded in itertools.product((False, True), (False, True)):
+            if (sequence and mesh.tensor.size() == 1) or (sharded and mesh.replicas.size() == 1):
+                continue
             networks = spread(changes, mesh, sequence)
             for network, source in zip(networks, reference, strict=True):
                 load_network(network, source.state_dict())
-                network.checkpoint_activations(2)
+                network.set_recompute("all_but_attention", exempt=1, exempt_what="mlp")
+                if sharded:
+                    shard_weights(network, mesh)
             found_out, found = run(networks, inputs)
             assert_close(found_out, out, "output")
             assert found.keys() == gradients.keys()
             for name, gradient in found.items():
+                if gradient is not None:
+                    complete(gradient, mesh)
                 assert_close(whole(gradient), gradients[name], name)
-                if not isinstance(gradient, DTensor):
-                    continue
-                dim = split_dim(name)
-                assert gradient.placements[0].is_replicate() if dim is None else gradient.placements[0].is_shard(dim)
-                if dim is None:
-                    # full_tensor() of a replicated tensor is this rank's copy: all copies have to be complete.
-                    first = gradient.to_local().clone()
-                    dist.broadcast(first, 0)
-                    assert torch.equal(first, gradient.to_local()), name
+                check_placement(name, gradient, mesh)
 
 
-def check_fresh_weights(mesh: DeviceMesh) -> None:
+def complete(gradient: Tensor, mesh: Mesh) -> None:
+    """Sum a gradient over the context ranks, where FSDP2 has not."""
+    if "replicas" not in sharded_dims(gradient):
+        dist.all_reduce(local(gradient), group=mesh.context.get_group())
+
+
+def check_placement(name: str, gradient: Tensor | None, mesh: Mesh) -> None:
+    if not isinstance(gradient, DTensor) or mesh.tensor.size() == 1:
+        return
+    split = "tensor" in sharded_dims(gradient)
+    assert split == (split_dim(name) is not None), name
+    if not split:
+        # full_tensor() of a replicated tensor is this rank's copy: all copies have to be complete.
+        first = gradient.to_local().clone()
+        group = mesh.tensor.get_group()
+        dist.broadcast(first, dist.get_global_rank(group, 0), group=group)
+        assert torch.equal(first, gradient.to_local()), name
+
+
+def check_fresh_weights(mesh: Mesh) -> None:
     reference, networks = make({}), spread({}, mesh, sequence=True)
     for base, control in (reference, networks):
         initialise(base, torch.Generator().manual_seed(1))
@@ -159,25 +178,26 @@ def check_fresh_weights(mesh: DeviceMesh) -> None:
             assert torch.equal(found, tensor.double()), name
 
 
-def check_split_files(mesh: DeviceMesh, folder: Path) -> None:
+def check_split_files(mesh: Mesh, folder: Path) -> None:
     base, _ = dense({})
     source = folder / "base.pt"
-    if mesh.get_local_rank() == 0:
+    if dist.get_rank() == 0:
         torch.save({f"base_model.net.{name}": tensor for name, tensor in base.state_dict().items()}, source)
-        split_checkpoint(source, folder / "parts", mesh.size())
+        split_checkpoint(source, folder / "parts", mesh.tensor.size())
     dist.barrier()
     network, _ = spread({}, mesh, sequence=True)
-    load_network(network, read_shard(folder / "parts", "base", mesh.size(), mesh.get_local_rank()))
+    load_network(network, read_shard(folder / "parts", "base", mesh.tensor.size(), mesh.tensor.get_local_rank()))
     for name, tensor in base.state_dict().items():
         found = whole(network.state_dict()[name])
         assert found is not None
         assert torch.equal(found, tensor), name
 
 
-def check_saved_state(mesh: DeviceMesh, folder: Path) -> None:
+def check_saved_state(mesh: Mesh, folder: Path) -> None:
     """Plain tensors and DTensors read each other's distributed checkpoints."""
     base, _ = dense({})
     network, _ = spread({}, mesh, sequence=True)
+    shard_weights(network, mesh)
     dcp.save(get_model_state_dict(base), checkpoint_id=folder / "plain")
     state = get_model_state_dict(network)
     dcp.load(state, checkpoint_id=folder / "plain")
@@ -188,7 +208,7 @@ def check_saved_state(mesh: DeviceMesh, folder: Path) -> None:
         assert torch.equal(back[name], tensor), name
 
 
-def check_refusals(mesh: DeviceMesh) -> None:
+def check_refusals(mesh: Mesh) -> None:
     networks = spread({}, mesh, sequence=True)
     inputs = example(views=False)
     for name in ("x", "hint", "condition_video_input_mask"):
@@ -200,22 +220,26 @@ def check_refusals(mesh: DeviceMesh) -> None:
         parallelize(network, mesh, sequence=False)
 
 
-def process(rank: int, degree: int, folder: Path) -> None:
+def process(rank: int, degrees: tuple[int, int, int], folder: Path) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), degree)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=degree)
+    world_size = math.prod(degrees)
+    store = dist.FileStore(str(folder / "store"), world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     os.environ["LOCAL_RANK"] = str(rank)
-    mesh = build_mesh("cpu", 1, degree)["tensor"]
+    mesh = build_mesh("cpu", data=degrees[0], context=degrees[1], tensor=degrees[2])
     check_outputs_and_gradients(mesh)
     check_fresh_weights(mesh)
-    check_split_files(mesh, folder)
+    if mesh.tensor.size() > 1:
+        check_split_files(mesh, folder)
     check_saved_state(mesh, folder)
-    check_refusals(mesh)
+    if mesh.sample.size() > 1:
+        check_refusals(mesh)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     # Forked processes need not import everything anew.
+    chosen = (int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
     torch.multiprocessing.start_processes(
-        process, (int(sys.argv[1]), Path(sys.argv[2])), nprocs=int(sys.argv[1]), start_method="fork"
+        process, (chosen, Path(sys.argv[4])), nprocs=math.prod(chosen), start_method="fork"
     )

@@ -9,11 +9,25 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.axes import shard, split_dim
 
 
-@pytest.mark.parametrize("degree", [2, 4])
-def test_networks_over_processes_equal_those_in_one(degree: int, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("tensor_parallel_check.py")
+@pytest.mark.parametrize(
+    ("data", "context", "tensor"),
+    [
+        (1, 1, 2),
+        (1, 1, 4),
+        pytest.param(1, 1, 8, marks=pytest.mark.slow),
+        (1, 2, 1),
+        (1, 4, 1),
+        (1, 2, 2),
+        pytest.param(1, 2, 4, marks=pytest.mark.slow),
+        (2, 2, 1),
+        pytest.param(2, 2, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_networks_over_processes_equal_those_in_one(data: int, context: int, tensor: int, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("layout_check.py")
+    degrees = [str(data), str(context), str(tensor)]
     done = subprocess.run(
-        [sys.executable, script, str(degree), tmp_path], capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, script, *degrees, tmp_path], capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
