@@ -7,13 +7,15 @@ tokens or of the heads only, its gradient is summed on the spot. Over the contex
 tokens, which the trainer sums together with the mean over the data-parallel ranks.
 """
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_reduce, all_to_all_single_autograd, wait_tensor
 from torch.distributed.tensor import DTensor
 
@@ -31,6 +33,25 @@ _reduce_scatter_autograd = (
 def local(parameter: Tensor) -> Tensor:
     """Return this rank's piece of a parameter; a plain tensor is returned as it is."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+@contextlib.contextmanager
+def local_parameters(module: nn.Module) -> Iterator[None]:
+    """Let a module compute on this rank's pieces of its parameters as plain tensors; gradients reach the parameters.
+
+    For compiled code: torch 2.13 cannot save a device mesh for the backward pass, as DTensors among its inputs ask.
+    """
+    swapped: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            if isinstance(parameter, DTensor):
+                swapped.append((part, name, parameter))
+                part._parameters[name] = parameter.to_local()
+    try:
+        yield
+    finally:
+        for part, name, parameter in swapped:
+            part._parameters[name] = parameter
 
 
 def _chunk(x: Tensor, rank: int, size: int) -> Tensor:

@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 Sample = dict[str, Tensor | str]
 """One sample: tensors of equal shape over a micro-batch, and strings; `clip_id` (a string) is required."""
 Batch = dict[str, Any]
-"""A micro-batch: tensors stacked along a new first axis, on the device; strings as lists; all ranks of a sample have the
-same."""
+"""A micro-batch: tensors stacked along a new first axis, on the device; strings as lists. All ranks of a sample have
+the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ Shapes: B batch, T H W latent frames, height and width, L tokens (a rank's own u
 N heads, d channels of a head, M text tokens, V views.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.parallel.tokens import SINGLE, TokenParallel
+from worldtune.parallel.tokens import SINGLE, TokenParallel, local_parameters
 from worldtune.recipe.network import NetworkConfig
 from worldtune.recipe.schema import LATENT_CHANNELS
 from worldtune.transfer1.embeddings import (
@@ -31,6 +31,8 @@ from worldtune.transfer1.rotary import RopeAngles, RotaryPositions, Rotation, ro
 
 MIN_HEAD_CHANNELS = 12
 """Channels of a head that give each of the three rotary axes two frequencies."""
+MAX_COMPILED_VARIANTS = 64
+"""Versions of a block that the compiler may make: of both networks, for each picture size, trained and measured."""
 
 
 class BlockContext(NamedTuple):
@@ -152,6 +154,7 @@ class SubBlock(nn.Module):
 class TransformerBlock(nn.Module):
     """Positions, self-attention, attention to the text, MLP."""
 
+    _compiled: Callable[[Tensor, BlockContext], Tensor] | None = None
     recompute: Recompute = "nothing"
     """What of this block's activations backward computes again in the place of keeping it."""
 
@@ -168,11 +171,15 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: BlockContext) -> Tensor:
         """Return the stream `x` [L, B, D] after this block."""
-        return self._run(x, context)
+        if self._compiled is None:
+            return self._run(x, context)
+        with local_parameters(self):
+            return self._compiled(x, context)
 
-    def compile_in_place(self) -> None:
+    def compile_in_place(self, backend: str = "inductor") -> None:
         """Compile the block's computation for the shapes that it meets."""
-        self._run = torch.compile(self._run, dynamic=False)  # type: ignore[method-assign]
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_VARIANTS)
+        self._compiled = torch.compile(self._run, dynamic=False, backend=backend)
 
     def _run(self, x: Tensor, context: BlockContext) -> Tensor:
         if self.recompute == "nothing" or not torch.is_grad_enabled():
@@ -280,11 +287,15 @@ class DiffusionTransformer(nn.Module):
             assert isinstance(block, TransformerBlock)
             block.recompute = what if index < len(blocks) - exempt else exempt_what
 
-    def compile_blocks(self) -> None:
-        """Compile each block's computation for the shapes that it meets; equal blocks share what was compiled."""
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile each block's computation for the shapes that it meets; equal blocks share what was compiled.
+
+        Args:
+            backend: a torch.compile backend.
+        """
         for block in self.blocks.values():
             assert isinstance(block, TransformerBlock)
-            block.compile_in_place()
+            block.compile_in_place(backend)
 
     def embed(
         self,
