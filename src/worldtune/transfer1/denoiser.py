@@ -139,12 +139,12 @@ def build_denoiser(
         reports["control"] = load_network(control, control_state)
     base.requires_grad_(False)
     logvar.requires_grad_(False)
-    _lay_out(base, control, recipe, mesh, device)
+    lay_out(base, control, recipe, mesh, device)
     denoiser = Denoiser(base, control, logvar, sigma_data=recipe.objective.sigma_data)
     return BuiltDenoiser(denoiser=denoiser, load_reports=reports)
 
 
-def _lay_out(base: BaseNetwork, control: ControlNetwork, recipe: Recipe, mesh: Mesh, device: torch.device) -> None:
+def lay_out(base: BaseNetwork, control: ControlNetwork, recipe: Recipe, mesh: Mesh, device: torch.device) -> None:
     """Choose what is recomputed, compiled and sharded; the networks have their values."""
     parallel = recipe.parallel
     base.set_recompute(parallel.recompute, exempt=parallel.recompute_mlp_only, exempt_what="mlp")
