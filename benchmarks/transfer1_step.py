@@ -8,8 +8,8 @@ case of degree 1 is measured by the first process alone, while the others wait.
 
 Operations are counted, not measured (recipe/estimate.py, sample_flop): for L tokens of width D and a block's weights W
 (14 D^2 a token), a forward pass of a block has 2 W L + 4 L^2 D + 4 L M D for M tokens of text. The backward pass has
-the attention twice, and the matrix products once in the frozen base (towards the activations) and twice in the branch. What
-is computed a second time counts once. The step is everything between two batches: noise, both networks, backward,
+the attention twice, and the matrix products once in the frozen base (towards the activations) and twice in the branch.
+What is computed a second time counts once. The step is everything between two batches: noise, both networks, backward,
 reduction, clipping, optimizer, moving average; latents are given.
 
 The baseline is the same network without compilation on one GPU, with the attention that PyTorch chooses, that keeps
@@ -22,6 +22,7 @@ import contextlib
 import gc
 import itertools
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -332,6 +333,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("override", nargs="*", help="other keys of the recipe, key.path=value")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR)
     whole = load_recipe(arguments.recipe, ["parallel.tensor=1", *arguments.override])
     if arguments.blocks:
         whole = with_blocks(whole, arguments.blocks)
