@@ -58,7 +58,7 @@ from worldtune.transfer1.objective import add_noise, draw, edm_loss
 PEAK_TFLOPS = 989.0
 """Dense bfloat16 of an H100 or H200 by its datasheet."""
 GIB = 2**30
-BASELINE_BLOCKS = (2, 6)
+BASELINE_BLOCKS = (3, 7)
 KINDS = {
     "communication": ("nccl",),
     "attention": ("flash", "fmha", "cudnn_generated", "sdpa", "attention", "cute"),

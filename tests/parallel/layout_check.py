@@ -133,7 +133,7 @@ def check_outputs_and_gradients(mesh: Mesh) -> None:
             networks = spread(changes, mesh, sequence)
             for network, source in zip(networks, reference, strict=True):
                 load_network(network, source.state_dict())
-                network.set_recompute("all_but_attention", exempt=1, exempt_what="mlp")
+                network.set_recompute("all_but_attention", less=1)
                 if sharded:
                     shard_weights(network, mesh)
             found_out, found = run(networks, inputs)

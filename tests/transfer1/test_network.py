@@ -127,7 +127,7 @@ def test_recomputed_activations_change_nothing(what: Recompute) -> None:
         shaken(base, 1)
         shaken(control, 2)
         for network in (base, control):
-            network.set_recompute(recompute, exempt=1)
+            network.set_recompute(recompute, less=1)
         controlled(base, control, **example()).square().mean().backward()
         gradients.append([parameter.grad for parameter in (*base.parameters(), *control.parameters())])
     for kept, again in zip(*gradients, strict=True):

@@ -336,8 +336,8 @@ class Parallel(Section):
     """What of a transformer block's activations backward computes again, from little memory to little time:
     everything but the block's input; all but the output of self-attention; the MLP and what is between the matrix
     products; nothing."""
-    recompute_mlp_only: NonNegativeInt = 0
-    """So many blocks of the base, the last ones, recompute only what "mlp" does; fills the memory that is left."""
+    recompute_less: NonNegativeInt = 0
+    """So many blocks of the base, the last ones, recompute one level less; fills the memory that is left."""
     compile: bool = True
     """Whether transformer blocks are compiled (GPUs only)."""
     attention: Literal["measured", "sdpa", "cudnn", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = (

@@ -147,7 +147,7 @@ def build_denoiser(
 def lay_out(base: BaseNetwork, control: ControlNetwork, recipe: Recipe, mesh: Mesh, device: torch.device) -> None:
     """Choose what is recomputed, compiled and sharded; the networks have their values."""
     parallel = recipe.parallel
-    base.set_recompute(parallel.recompute, exempt=parallel.recompute_mlp_only, exempt_what="mlp")
+    base.set_recompute(parallel.recompute, less=parallel.recompute_less)
     control.set_recompute(parallel.recompute)
     for network in (base, control):
         if parallel.compile and device.type == "cuda":

@@ -26,7 +26,7 @@ from worldtune.transfer1.embeddings import (
     unpatchify,
 )
 from worldtune.transfer1.layers import HeadNorm, Linear, RMSNorm, TokenLinear, modulated
-from worldtune.transfer1.recomputation import Kept, Recompute, recomputed
+from worldtune.transfer1.recomputation import Kept, Recompute, one_level_less, recomputed
 from worldtune.transfer1.rotary import RopeAngles, RotaryPositions, Rotation, rotation
 
 MIN_HEAD_CHANNELS = 12
@@ -274,18 +274,17 @@ class DiffusionTransformer(nn.Module):
         """Channels of the latents and what is stacked on them, without padding mask and views."""
         return self.config.in_channels + int(self.config.is_extend_model)
 
-    def set_recompute(self, what: Recompute, *, exempt: int = 0, exempt_what: Recompute = "nothing") -> None:
+    def set_recompute(self, what: Recompute, *, less: int = 0) -> None:
         """Say what of each block's activations backward computes again.
 
         Args:
             what: for the first blocks.
-            exempt: how many of the last blocks, whose activations are freed first, differ.
-            exempt_what: for those.
+            less: how many of the last blocks, whose activations are freed first, recompute one level less.
         """
         blocks = list(self.blocks.values())
         for index, block in enumerate(blocks):
             assert isinstance(block, TransformerBlock)
-            block.recompute = what if index < len(blocks) - exempt else exempt_what
+            block.recompute = what if index < len(blocks) - less else one_level_less(what)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile each block's computation for the shapes that it meets; equal blocks share what was compiled.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +26,12 @@ _ATTENTION = frozenset(
     }
 )
 _LINEAR = frozenset({_aten.mm.default, _aten.addmm.default})
+
+
+def one_level_less(what: Recompute) -> Recompute:
+    """Return what takes more memory and less time; "nothing" stays."""
+    levels: tuple[Recompute, ...] = get_args(Recompute)
+    return levels[min(levels.index(what) + 1, len(levels) - 1)]
 
 
 def recomputed(function: Callable[[Tensor, Any], Tensor], x: Tensor, context: Any, *, keep: tuple[Kept, ...]) -> Tensor:
