@@ -4,11 +4,17 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import activate_flash_attention_impl, restore_flash_attention_impl
+from torch.nn.attention import (
+    _fa4,
+    activate_flash_attention_impl,
+    register_flash_attention_impl,
+    restore_flash_attention_impl,
+)
 
 from worldtune.common.errors import WorldtuneError
 
@@ -18,9 +24,13 @@ CANDIDATES: tuple[Kernel, ...] = ("cudnn", "flash_attention_2", "flash_attention
 """What is measured, where it is installed."""
 EXTERNAL: dict[Kernel, tuple[str, str]] = {
     "flash_attention_3": ("FA3", "flash_attn_interface"),
-    "flash_attention_4": ("FA4", "flash_attn.cute.interface"),
+    "flash_attention_4": ("worldtune_flash_attention_4", "flash_attn.cute.interface"),
 }
 """Kernels of other packages: the name that PyTorch gives them, and the module that has them."""
+register_flash_attention_impl(
+    EXTERNAL["flash_attention_4"][0],
+    register_fn=partial(_fa4.register_flash_attention_fa4, "worldtune.kernels.flash_attention_4"),
+)
 WARM_UP_CALLS = 2
 TIMED_CALLS = 3
 logger = logging.getLogger(__name__)
@@ -39,9 +49,13 @@ def is_installed(kernel: Kernel) -> bool:
     """Return whether the package of a kernel is there; those of PyTorch always are."""
     if kernel not in EXTERNAL:
         return True
-    module = EXTERNAL[kernel][1]
-    package = module.partition(".")[0]
-    return importlib.util.find_spec(package) is not None and importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(EXTERNAL[kernel][1]) is not None
+    except ImportError as error:
+        # Looking for a module imports the packages that it is in.
+        if error.name != EXTERNAL[kernel][1].partition(".")[0]:
+            logger.warning("attention kernel %s is installed, but cannot be imported: %s", kernel, error)
+        return False
 
 
 def use_kernel(kernel: Kernel) -> None:
@@ -104,7 +118,8 @@ def fastest_kernel(*, num_tokens: int, num_heads: int, head_channels: int, devic
             timing = time_kernel(
                 kernel, num_tokens=num_tokens, num_heads=num_heads, head_channels=head_channels, device=device
             )
-        except (RuntimeError, ImportError) as error:
+        # Whatever goes wrong in another package's kernel, there is one of PyTorch's to go on with.
+        except Exception as error:  # noqa: BLE001
             logger.warning("attention kernel %s cannot be used here: %s", kernel, error)
             continue
         logger.info(
