@@ -33,6 +33,34 @@ def test_a_torn_last_line_is_left_out(record: RunRecord) -> None:
     assert list(record.metrics["step"]) == list(range(1, 61))
 
 
+@pytest.mark.parametrize("line", ['{"step": 30, "lo', "7", '{"loss": 1.0}', "", "\0\0\0"])
+@pytest.mark.parametrize("name", ["metrics", "validation"])
+def test_a_damaged_record_is_named(made_up_run: Path, tmp_path: Path, name: str, line: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made_up_run, run)
+    path = run / f"attempts/abcd/{name}.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], line, *lines[5:]]) + "\n")
+    with pytest.raises(WorldtuneError, match=rf"abcd/{name}\.jsonl, line 5: expected a JSON object with a step"):
+        report.load_run(run, samples_dir=run / "samples", datasets_dir=tmp_path)
+
+
+def test_another_dataset_of_the_same_name_is_not_shown(made_up_run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(made_up_run.parents[1], root)
+    path = root / "datasets/set/dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "digest": "1" * 64, "num_clips": 77}))
+    changed = report.load_run_named(root, "run")
+    assert (changed.dataset, len(changed.clips)) == ({}, 0)
+    assert "? held out" in report.summary_table(changed).loc["clips"].item()
+    assert report.dataset_tables(changed) == {}
+    assert report.clip_table(changed, root / "datasets").empty
+    execute_notebook(NOTEBOOK, tmp_path / "report.html", title="Run", root=root, parameters={"run": "run"})
+    page = (tmp_path / "report.html").read_text()
+    assert "datasets/set is gone, or is not what this run was trained on (digest 00000000)" in page
+    assert "A clip" not in page
+
+
 def test_steps_after_the_manifests_last_one_are_left_out(made_up_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(made_up_run, run)
