@@ -15,6 +15,7 @@ from full_disk import error_of, files_of, refuse_writes
 from matplotlib.figure import Figure
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.evaluate import notebook as notebook_module
 from worldtune.evaluate import report
 from worldtune.evaluate.figures import STYLE, as_html, log_scale
 from worldtune.evaluate.notebook import execute_notebook
@@ -194,6 +195,35 @@ def test_what_fails_while_a_figure_is_shown_is_an_error(tmp_path: Path) -> None:
         execute_notebook(
             tmp_path / "notebook.ipynb", tmp_path / "report.html", title="", root=tmp_path, parameters={"run": "x"}
         )
+    assert not (tmp_path / "report.html").exists()
+
+
+def execute_cell(folder: Path, code: str) -> None:
+    cells = [
+        nbformat.v4.new_code_cell("run = ''", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(code),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebook.ipynb")
+    execute_notebook(folder / "notebook.ipynb", folder / "report.html", title="", root=folder, parameters={"run": "x"})
+
+
+def test_the_kernel_is_of_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    foreign = {"argv": ["false", "{connection_file}"], "display_name": "Another Python", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(foreign))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    execute_cell(tmp_path, "import sys\nprint('ran by', sys.executable)")
+    assert f"ran by {sys.executable}" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("code", ["import os\nos._exit(1)", "import time\ntime.sleep(60)"], ids=["dead", "slow"])
+def test_a_kernel_that_dies_or_is_too_slow_is_a_named_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    monkeypatch.setattr(notebook_module, "TIMEOUT_S", 2)
+    with pytest.raises(WorldtuneError, match=r"notebook\.ipynb failed:\n.*(Kernel died|timed out .* after 2 seconds)"):
+        execute_cell(tmp_path, code)
     assert not (tmp_path / "report.html").exists()
 
 
