@@ -154,7 +154,8 @@ def run_dir(tmp_path: Path) -> Path:
     (model / "edge_control.pt").write_bytes(WEIGHTS[1:])
     write_json(model / "config.json", {"format": 1})
     hashes = {str(path.relative_to(model)): sha256_file(path) for path in sorted(model.rglob("*")) if path.is_file()}
-    write_json(model / "provenance.json", {"identity": "abcd", "files": hashes})
+    write_json(model / "provenance.json", {"identity": "abcd", "step": 60, "files": hashes})
+    write_json(model.parent / "manifest.json", {"identity": "abcd", "final_step": 60})
     (model / "README.md").write_text("# my_run\n")
     (model / ".snakemake_timestamp").write_bytes(b"")
     (model / "stray.txt").write_text("not of the export")
@@ -198,6 +199,7 @@ def test_without_a_name_the_run_gives_it(fake: FakeHub, run_dir: Path) -> None:
 def test_a_plan_shows_files_sizes_and_card(run_dir: Path) -> None:
     text = plan_push(run_dir, "org/name").describe()
     assert "-> org/name" in text
+    assert "attempt abcd, step 60" in text
     assert "25,600  control.safetensors" in text
     assert "# my_run" in text
     assert "snakemake" not in text
@@ -231,6 +233,17 @@ def test_a_missing_or_damaged_export_is_named(run_dir: Path) -> None:
         plan_push(run_dir)
     (run_dir / "model/config.json").unlink()
     with pytest.raises(WorldtuneError, match=r"config\.json is missing"):
+        plan_push(run_dir)
+
+
+@pytest.mark.parametrize("newer", [{"identity": "efgh", "final_step": 60}, {"identity": "abcd", "final_step": 80}])
+def test_an_export_of_other_weights_than_the_runs_is_refused(run_dir: Path, newer: dict[str, Any]) -> None:
+    write_json(run_dir / "manifest.json", newer)
+    named = rf"attempt {newer['identity']}, step {newer['final_step']}"
+    with pytest.raises(WorldtuneError, match=rf"model is of attempt abcd, step 60, but .*manifest\.json .* {named}"):
+        plan_push(run_dir)
+    (run_dir / "manifest.json").unlink()
+    with pytest.raises(WorldtuneError, match=r"manifest\.json does not exist"):
         plan_push(run_dir)
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import os
 import pickle
 import pickletools
@@ -101,6 +102,46 @@ def test_anything_else_is_refused_and_not_executed(file, monkeypatch, data):
     with pytest.raises(WorldtuneError, match=r"a\.pickle is no pickle of plain arrays"):
         read_pickle(file, 10**6)
     assert not (file.parent / "executed").exists()
+
+
+TWICE = b"2\x86"
+"""Opcodes that put a pair of what lies on the stack in its place."""
+THRICE = b"22\x87"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pickle.dumps(functools.reduce(lambda inner, _: [inner, inner, inner], range(15), [])), "items"),
+        (b"\x80\x02N" + THRICE * 15 + b".", "items"),
+        (b"\x80\x02}N" + TWICE * 60 + b"Ns.", "key"),
+        (b"\x80\x02}(N" + TWICE * 60 + b"Nu.", "key"),
+        (b"\x80\x02(N" + TWICE * 60 + b"\x4ed.", "key"),
+        (b"\x80\x04\x8f(N" + TWICE * 60 + b"\x90.", "set"),
+        (b"\x80\x04(N" + TWICE * 60 + b"\x91.", "set"),
+        (b"\x80\x02cnumpy\ndtype\nN" + TWICE * 60 + b"\x85R.", "element type"),
+        (
+            b"\x80\x02cnumpy.core.numeric\n_frombuffer\n(C\x00cnumpy\ndtype\nX\x02\x00\x00\x00f2\x85RN"
+            + TWICE * 60
+            + b"X\x01\x00\x00\x00CtR.",
+            "shape",
+        ),
+    ],
+    ids=["lists", "tuples", "key", "keys", "table", "set", "frozen set", "element type", "shape"],
+)
+def test_few_bytes_that_stand_for_many_items_are_refused(file, data, message):
+    file.write_bytes(data)
+    # Followed to their end they would take years; the first two, minutes.
+    with pytest.raises(WorldtuneError, match=rf"a\.pickle is no pickle of plain arrays.*{message}"):
+        read_pickle(file, 10**6)
+
+
+def test_content_that_is_shared_is_read(file):
+    people = [{"points": TOKENS}]
+    file.write_bytes(pickle.dumps(dict.fromkeys(range(1000), people)))
+    read = read_pickle(file, 10**6)
+    assert len(read) == 1000
+    assert np.array_equal(read[999][0]["points"], TOKENS)
 
 
 def test_array_larger_than_its_bytes_is_refused(file):

@@ -92,7 +92,8 @@ def make_run(root: Path, num_steps: int = 60, *, name: str = "run", scale: float
     clips.append({**clips[0], "clip_id": "0e" * 8, "split": None, "status": "unusable", "reason": "0 bytes"})
     dataset.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(clips).to_parquet(dataset / "clips.parquet")
-    write_json(dataset / "dataset.json", {"format": 1, "num_clips": 3, "splits": {"train": 0, "held_out": 3}})
+    summary = {"format": 1, "digest": "0" * 64, "num_clips": 3, "splits": {"train": 0, "held_out": 3}}
+    write_json(dataset / "dataset.json", summary)
     for clip in CLIPS:
         (dataset / "metas").mkdir(exist_ok=True)
         (dataset / "metas" / f"{clip}.txt").write_text(f"A clip <{clip}> of a ball.")

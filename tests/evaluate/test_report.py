@@ -15,6 +15,7 @@ from full_disk import error_of, files_of, refuse_writes
 from matplotlib.figure import Figure
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.evaluate import notebook as notebook_module
 from worldtune.evaluate import report
 from worldtune.evaluate.figures import STYLE, as_html, log_scale
 from worldtune.evaluate.notebook import execute_notebook
@@ -31,6 +32,34 @@ def record(made_up_run: Path) -> RunRecord:
 
 def test_a_torn_last_line_is_left_out(record: RunRecord) -> None:
     assert list(record.metrics["step"]) == list(range(1, 61))
+
+
+@pytest.mark.parametrize("line", ['{"step": 30, "lo', "7", '{"loss": 1.0}', "", "\0\0\0"])
+@pytest.mark.parametrize("name", ["metrics", "validation"])
+def test_a_damaged_record_is_named(made_up_run: Path, tmp_path: Path, name: str, line: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made_up_run, run)
+    path = run / f"attempts/abcd/{name}.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], line, *lines[5:]]) + "\n")
+    with pytest.raises(WorldtuneError, match=rf"abcd/{name}\.jsonl, line 5: expected a JSON object with a step"):
+        report.load_run(run, samples_dir=run / "samples", datasets_dir=tmp_path)
+
+
+def test_another_dataset_of_the_same_name_is_not_shown(made_up_run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(made_up_run.parents[1], root)
+    path = root / "datasets/set/dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "digest": "1" * 64, "num_clips": 77}))
+    changed = report.load_run_named(root, "run")
+    assert (changed.dataset, len(changed.clips)) == ({}, 0)
+    assert "? held out" in report.summary_table(changed).loc["clips"].item()
+    assert report.dataset_tables(changed) == {}
+    assert report.clip_table(changed, root / "datasets").empty
+    execute_notebook(NOTEBOOK, tmp_path / "report.html", title="Run", root=root, parameters={"run": "run"})
+    page = (tmp_path / "report.html").read_text()
+    assert "datasets/set is gone, or is not what this run was trained on (digest 00000000)" in page
+    assert "A clip" not in page
 
 
 def test_steps_after_the_manifests_last_one_are_left_out(made_up_run: Path, tmp_path: Path) -> None:
@@ -166,6 +195,35 @@ def test_what_fails_while_a_figure_is_shown_is_an_error(tmp_path: Path) -> None:
         execute_notebook(
             tmp_path / "notebook.ipynb", tmp_path / "report.html", title="", root=tmp_path, parameters={"run": "x"}
         )
+    assert not (tmp_path / "report.html").exists()
+
+
+def execute_cell(folder: Path, code: str) -> None:
+    cells = [
+        nbformat.v4.new_code_cell("run = ''", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(code),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebook.ipynb")
+    execute_notebook(folder / "notebook.ipynb", folder / "report.html", title="", root=folder, parameters={"run": "x"})
+
+
+def test_the_kernel_is_of_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    foreign = {"argv": ["false", "{connection_file}"], "display_name": "Another Python", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(foreign))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    execute_cell(tmp_path, "import sys\nprint('ran by', sys.executable)")
+    assert f"ran by {sys.executable}" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("code", ["import os\nos._exit(1)", "import time\ntime.sleep(60)"], ids=["dead", "slow"])
+def test_a_kernel_that_dies_or_is_too_slow_is_a_named_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    monkeypatch.setattr(notebook_module, "TIMEOUT_S", 2)
+    with pytest.raises(WorldtuneError, match=r"notebook\.ipynb failed:\n.*(Kernel died|timed out .* after 2 seconds)"):
+        execute_cell(tmp_path, code)
     assert not (tmp_path / "report.html").exists()
 
 

@@ -52,3 +52,5 @@ def test_disk_grows_with_what_is_kept() -> None:
     less, more = estimate(load("edge_posttrain")), estimate(load("edge_posttrain", "saving.keep_last=5"))
     assert more.attempt_bytes - less.attempt_bytes == 3 * 893_497_120 * 18
     assert estimate(load("edge_pretrain")).weights_bytes == less.weights_bytes - 4 * 893_497_120
+    start = ('checkpoints.control=""', "checkpoints.init_from=results/edge_pretrain")
+    assert estimate(load("edge_posttrain", *start)).weights_bytes == less.weights_bytes

@@ -66,6 +66,8 @@ def test_what_shapes_the_weights_changes_the_identity(override: str) -> None:
         "validation.every=10",
         "data.num_workers=3",
         "sampling.guidance=3.0",
+        "objective.hint_dropout_rate=0.1",
+        "network.control.dropout_ctrl_branch=0.1",
     ],
 )
 def test_what_does_not_keeps_it(override: str) -> None:

@@ -1,7 +1,7 @@
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,17 +13,18 @@ from full_disk import error_of, leave_free, refuse_writes, remount
 from torch.distributed.device_mesh import DeviceMesh
 from trainer_toy import NUM_HELD_OUT, ToyTask, toy_recipe
 
+import worldtune.training.attempt as attempt_module
 import worldtune.training.run as run_module
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.identity import fingerprint, values_that_affect
 from worldtune.recipe.schema import Recipe
 from worldtune.training.errors import TemporaryError
 from worldtune.training.inputs import Inputs, SplitCheckpoint, find_inputs
-from worldtune.training.metrics import append_rows, cut_rows, read_rows
+from worldtune.training.metrics import append_rows, cut_rows, read_rows, replace_rows
 from worldtune.training.run import run_training
 from worldtune.training.signals import EXIT_STOPPED, STOP_SIGNALS
 from worldtune.training.state import complete_steps
-from worldtune.training.task import Batch, LossOutput
+from worldtune.training.task import Batch, LossOutput, ValidationRow
 
 
 def inputs() -> Inputs:
@@ -197,6 +198,41 @@ def test_failure_that_a_retry_cannot_mend(job: Job) -> None:
     assert job.attempts() == [attempt]
     assert (attempt / "fatal.0001.json").exists()
     assert not (attempt / "fatal.json").exists()
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_held_out_loss_that_is_not_finite_ends_the_attempt_with_its_name(
+    job: Job, monkeypatch: pytest.MonkeyPatch, loss: float
+) -> None:
+    rows = [ValidationRow(sigma=0.5, clip_id="clip0", control="own", loss=1.0)]
+    rows.append(ValidationRow(sigma=2.0, clip_id="clip1", control="other", loss=loss))
+    monkeypatch.setattr(ToyTask, "validate", lambda _task: rows)
+    with pytest.raises(WorldtuneError, match=rf"is {loss} at step 0, .*clip1 at sigma = 2 with another clip's control"):
+        job(toy_recipe())
+    torch.distributed.destroy_process_group()
+    (attempt,) = job.attempts()
+    assert not (attempt / "validation.jsonl").exists()
+    with pytest.raises(WorldtuneError, match="in a way that a retry cannot mend"):
+        job(toy_recipe())
+
+
+@pytest.mark.parametrize("write", [append_rows, lambda path, rows: replace_rows(path, rows, ["step"])])
+def test_a_record_takes_no_number_that_json_lacks(
+    tmp_path: Path, write: Callable[[Path, list[dict[str, Any]]], None]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(path, [{"step": 1, "loss": float("nan")}])
+    assert not path.exists()
+
+
+def test_a_git_that_does_not_answer_is_noted(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_slow(command: list[str], **_options: Any) -> None:
+        raise subprocess.TimeoutExpired(command, 10)
+
+    monkeypatch.setattr(attempt_module.subprocess, "run", too_slow)
+    assert job(toy_recipe()) == 0
+    assert json.loads((job.folder / "manifest.json").read_text())["git"] == {"commit": "not known"}
 
 
 def test_holder_that_lost_its_lease_writes_nothing_more(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
@@ -15,6 +16,7 @@ from worldtune.common.files import read_json, sha256_file
 
 PROVENANCE = "provenance.json"
 CARD = "README.md"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +31,15 @@ class PushPlan:
     """Bytes by path below `model`, sorted."""
     card: str
     """The model card."""
-    identity: str
-    """The attempt that the weights are of."""
+    weights: str
+    """What the weights are of: an attempt and its step, in words."""
 
     def describe(self) -> str:
-        """Return the repository, the files with their sizes and the card, for people."""
+        """Return the repository, what the weights are of, the files with their sizes and the card, for people."""
         lines = [f"{size:>15,}  {name}" for name, size in self.sizes.items()]
         total = f"{sum(self.sizes.values()):>15,}  bytes in {len(self.sizes)} files"
-        return "\n".join([f"{self.model} -> {self.repository}", "", *lines, total, "", f"{CARD}:", "", self.card])
+        head = f"{self.model} -> {self.repository}"
+        return "\n".join([head, self.weights, "", *lines, total, "", f"{CARD}:", "", self.card])
 
 
 def plan_push(run_dir: Path, repository: str | None = None) -> PushPlan:
@@ -47,8 +50,8 @@ def plan_push(run_dir: Path, repository: str | None = None) -> PushPlan:
         repository: organization/name; None takes the run's name in the account of the token.
 
     Raises:
-        WorldtuneError: there is no export, a file of it is missing or not as it was exported, or the repository has no
-            name that the hub takes.
+        WorldtuneError: there is no export, it is of other weights than the run's manifest, a file of it is missing or
+            not as it was exported, or the repository has no name that the hub takes.
     """
     model = run_dir / "model"
     if not (model / PROVENANCE).is_file():
@@ -62,6 +65,13 @@ def plan_push(run_dir: Path, repository: str | None = None) -> PushPlan:
     hashes = provenance.get("files") if isinstance(provenance, dict) else None
     if not isinstance(hashes, dict) or not hashes:
         raise WorldtuneError(f"{model / PROVENANCE} lists no files; it is of another version. Export the run again.")
+    exported = _weights(provenance, "step")
+    trained = _weights(read_json(run_dir / MANIFEST), "final_step")
+    if exported != trained:
+        raise WorldtuneError(
+            f"{model} is of {exported}, but {run_dir / MANIFEST} names {trained}. Export the run again: "
+            f"`snakemake {model}`."
+        )
     for file in (*hashes, CARD):
         if not (model / file).is_file():
             raise WorldtuneError(f"{model / file} is missing. Delete {model} and export the run again.")
@@ -77,8 +87,13 @@ def plan_push(run_dir: Path, repository: str | None = None) -> PushPlan:
         repository=name,
         sizes={file: (model / file).stat().st_size for file in names},
         card=(model / CARD).read_text(encoding="utf-8"),
-        identity=str(provenance.get("identity", "")),
+        weights=exported,
     )
+
+
+def _weights(record: Any, step_key: str) -> str:
+    known = record if isinstance(record, dict) else {}
+    return f"attempt {known.get('identity')}, step {known.get(step_key)}"
 
 
 def push(plan: PushPlan, *, hub: Hub, private: bool = True) -> str:
@@ -105,7 +120,7 @@ def push(plan: PushPlan, *, hub: Hub, private: bool = True) -> str:
             repo_id=repository,
             folder_path=plan.model,
             allow_patterns=list(plan.sizes),
-            commit_message=f"{plan.model.parent.name}, attempt {plan.identity}",
+            commit_message=f"{plan.model.parent.name}, {plan.weights}",
         )
     return str(commit.commit_url)
 

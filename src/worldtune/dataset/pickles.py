@@ -7,7 +7,7 @@ calls numpy's own reconstruction code: it collects an array's type, shape and by
 import io
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,8 @@ DTYPES = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", 
 """Element types that an array may have."""
 MAX_CONTROL_BYTES = 1 << 30
 """Largest pickle of one clip's control that is read."""
+MAX_SHARED_ITEMS = 1_000_000
+"""Items that a pickle may unfold to where it has fewer bytes: one item may stand in many places."""
 
 
 class _Ndarray:
@@ -30,7 +32,9 @@ class _Dtype:
 
     def __init__(self, code: object, *_: object) -> None:
         if not isinstance(code, str) or code not in DTYPES:
-            raise pickle.UnpicklingError(f"element type {code!r} is not admitted")
+            # Not the code itself, which may be a tuple of tuples that takes for ever to write.
+            name = code if isinstance(code, str) else type(code).__name__
+            raise pickle.UnpicklingError(f"element type {name!r} is not admitted")
         self.code = code
         self.order = "<"
 
@@ -60,7 +64,7 @@ def _build(data: object, dtype: object, shape: object, order: object) -> np.ndar
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray) or order not in ("C", "F"):
         raise pickle.UnpicklingError("an array has an unknown state")
     if not isinstance(shape, tuple) or not all(isinstance(side, int) and 0 <= side < 2**40 for side in shape):
-        raise pickle.UnpicklingError(f"an array has the shape {shape!r}")
+        raise pickle.UnpicklingError("an array has a shape that is no tuple of sizes")
     flat = np.frombuffer(bytes(data), dtype=dtype.numpy())
     return flat.reshape(shape, order="C" if order == "C" else "F")
 
@@ -124,14 +128,41 @@ class _Reader(pickle._Unpickler):
         length = int.from_bytes(self.read(8), "little")
         self.stack.append(bytearray(self.read(length)))
 
+    # Tuples and sets are hashed with all that they hold, however often a few bytes make them hold it.
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_setitems()  # type: ignore[misc]
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_dict()  # type: ignore[misc]
+
+    def load_set(self) -> None:
+        raise pickle.UnpicklingError("it holds a set")
+
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch |= dict.fromkeys((pickle.EMPTY_SET[0], pickle.ADDITEMS[0], pickle.FROZENSET[0]), load_set)
 
 
-def _resolve(value: object, depth: int = 0) -> object:
-    """Replace each _Array by its array, and refuse what is no plain data."""
+def _check_keys(keys: Iterable[object]) -> None:
+    if any(isinstance(key, tuple) for key in keys):
+        raise pickle.UnpicklingError("a table has a tuple as a key")
+
+
+def _resolve(value: object, budget: Iterator[int], depth: int = 0) -> object:
+    """Replace each _Array by its array; refuse what is no plain data, or unfolds to more items than `budget` has."""
     if depth > 16:
         raise pickle.UnpicklingError("it is nested too deeply")
+    if next(budget, None) is None:
+        raise pickle.UnpicklingError("it unfolds to too many items")
     if isinstance(value, _Array):
         if value.value is None:
             raise pickle.UnpicklingError("an array has no content")
@@ -139,9 +170,9 @@ def _resolve(value: object, depth: int = 0) -> object:
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
     if isinstance(value, list | tuple):
-        return type(value)(_resolve(item, depth + 1) for item in value)
+        return type(value)(_resolve(item, budget, depth + 1) for item in value)
     if isinstance(value, dict):
-        return {_resolve(key, depth + 1): _resolve(item, depth + 1) for key, item in value.items()}
+        return {_resolve(key, budget, depth + 1): _resolve(item, budget, depth + 1) for key, item in value.items()}
     raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
 
 
@@ -161,7 +192,8 @@ def read_pickle(path: Path, max_bytes: int) -> Any:
     if len(data) > max_bytes:
         raise WorldtuneError(f"{path} is larger than the {max_bytes} bytes admitted here. Look at where it came from.")
     try:
-        return _resolve(_Reader(io.BytesIO(data)).load())
+        # Every item that is written out takes a byte at least.
+        return _resolve(_Reader(io.BytesIO(data)).load(), iter(range(max(len(data), MAX_SHARED_ITEMS))))
     except (
         pickle.UnpicklingError,
         ArithmeticError,

@@ -243,10 +243,6 @@ def held_out_table(records: Records) -> pd.DataFrame:
     return table.rename(columns={record.run: f"{record.run}, step {_final_step(record)}" for record in records})
 
 
-def _common(record: RunRecord, pairs: pd.DataFrame) -> pd.DataFrame:
-    return _last(record).merge(pairs, on=["clip_id", "sigma"])
-
-
 def _final_step(record: RunRecord) -> int:
     return int(_last(record)["step"].iloc[0])
 

@@ -4,6 +4,7 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbconvert import HTMLExporter
@@ -48,6 +49,14 @@ pre { font-size: 12px; white-space: pre-wrap; color: #5a6570; }
 """
 
 
+class _Runner(ExecutePreprocessor):
+    def create_kernel_manager(self) -> Any:
+        manager = super().create_kernel_manager()
+        # Leaves this interpreter's own kernel: another one that is installed as python3 may lack this library.
+        manager.kernel_spec_manager.kernel_dirs = []
+        return manager
+
+
 def execute_notebook(
     notebook: Path, output: Path, *, title: str, root: Path, parameters: Mapping[str, str | Sequence[str]]
 ) -> None:
@@ -61,7 +70,8 @@ def execute_notebook(
         parameters: strings and lists of strings that replace the values of the parameters cell.
 
     Raises:
-        WorldtuneError: the notebook has no parameters cell, or a cell failed; the message holds its error.
+        WorldtuneError: the notebook has no parameters cell, or a cell failed or took too long, or ended the kernel; the
+            message holds the error.
     """
     document = nbformat.read(notebook, as_version=4)
     tagged = [cell for cell in document.cells if PARAMETERS in cell.metadata.get("tags", [])]
@@ -70,10 +80,11 @@ def execute_notebook(
     tagged[0].source = "\n".join(
         f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in parameters.items()
     )
-    runner = ExecutePreprocessor(timeout=TIMEOUT_S, kernel_name="python3")
+    runner = _Runner(timeout=TIMEOUT_S, kernel_name="python3")
     try:
         runner.preprocess(document, {"metadata": {"path": str(root.resolve())}})
-    except CellExecutionError as error:
+    # The last two are of a kernel that died, and of one that gave no answer in time.
+    except (CellExecutionError, RuntimeError, TimeoutError) as error:
         raise WorldtuneError(f"{notebook} failed:\n{error}") from error
     # What fails while a figure is shown stops no cell; it only prints.
     printed = "".join(

@@ -20,7 +20,7 @@ from worldtune.evaluate.figures import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, ST
 from worldtune.evaluate.places import run_folder
 from worldtune.training.manifest import read_manifest
 
-VERSION = 2
+VERSION = 3
 """Raised when a change of the report should make the existing ones anew."""
 
 VALIDATION_COLUMNS = ("step", "sigma", "clip_id", "control", "loss")
@@ -41,9 +41,9 @@ class RunRecord:
     validation: pd.DataFrame
     """One row a (step, sigma, clip_id, control), to the manifest's last step."""
     dataset: dict[str, Any]
-    """The dataset's summary; empty where it is gone."""
+    """The dataset's summary; empty where it is gone, or is not the one that was trained on."""
     clips: pd.DataFrame
-    """One row a clip of the dataset."""
+    """One row a clip of the dataset; none where `dataset` is empty."""
     samples: dict[str, Any]
     """What sample.py wrote; empty where no sample was drawn."""
     samples_dir: Path
@@ -61,19 +61,22 @@ def load_run(run_dir: Path, *, samples_dir: Path, datasets_dir: Path) -> RunReco
         datasets_dir: folder of the datasets; this run's may be missing.
 
     Raises:
-        WorldtuneError: the run has no manifest or no metrics.
+        WorldtuneError: the run has no manifest or no metrics, or a line of its record is damaged.
     """
     manifest = read_manifest(run_dir, expected=None)
     attempt = run_dir / manifest["attempt"]
     dataset_dir = datasets_dir / manifest["dataset"]["name"]
     clips_path = dataset_dir / "clips.parquet"
+    dataset = _read_optional(dataset_dir / "dataset.json")
+    if dataset.get("digest") != manifest["dataset"]["digest"]:
+        dataset = {}
     return RunRecord(
         run=run_dir.name,
         manifest=manifest,
         metrics=_read_rows(attempt / "metrics.jsonl", manifest["final_step"]),
         validation=_read_rows(attempt / "validation.jsonl", manifest["final_step"], VALIDATION_COLUMNS),
-        dataset=_read_optional(dataset_dir / "dataset.json"),
-        clips=pd.read_parquet(clips_path) if clips_path.is_file() else pd.DataFrame(),
+        dataset=dataset,
+        clips=pd.read_parquet(clips_path) if dataset and clips_path.is_file() else pd.DataFrame(),
         samples=_read_optional(samples_dir / "samples.json"),
         samples_dir=samples_dir,
         provenance=_read_optional(run_dir / "model" / "provenance.json"),
@@ -93,15 +96,25 @@ def _read_optional(path: Path) -> dict[str, Any]:
 def _read_rows(path: Path, last_step: int, columns: Sequence[str] = ()) -> pd.DataFrame:
     if not path.is_file():
         raise WorldtuneError(f"{path} does not exist, but the run's manifest names its folder. Train the run again.")
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            # A killed job may leave half a line; the trainer writes that step again when it resumes.
-            continue
+    text = path.read_text(encoding="utf-8")
+    # A killed job may leave half a line at the end; the trainer writes that step again when it resumes.
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = [_parse_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
     # The attempt may have gone on before max_iter was lowered.
     return pd.DataFrame([row for row in rows if row["step"] <= last_step], columns=None if rows else list(columns))
+
+
+def _parse_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise WorldtuneError(
+            f"{where}: expected a JSON object with a step, found {line[:80]!r}. The record is damaged: bring the file "
+            "back from a copy, or delete its folder and train the run again."
+        )
+    return row
 
 
 def smooth(values: pd.Series, span: int) -> pd.Series:
@@ -329,6 +342,17 @@ def summary_table(record: RunRecord) -> pd.DataFrame:
             f"loss {(effect.mean_ratio - 1) * 100:+.1f} % on the average"
         )
     return pd.DataFrame({"": rows})
+
+
+def dataset_note(record: RunRecord) -> str:
+    """Return HTML of a remark where the dataset is not shown; empty where it is."""
+    if record.dataset:
+        return ""
+    name, digest = record.manifest["dataset"]["name"], record.manifest["dataset"]["digest"]
+    return note(
+        f"datasets/{name} is gone, or is not what this run was trained on (digest {digest[:8]}) any more. Its clips "
+        "are not shown."
+    )
 
 
 def dataset_tables(record: RunRecord) -> dict[str, pd.DataFrame]:

@@ -1,11 +1,12 @@
 """Checks of a recipe that concern several keys at once."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.network import NetworkConfig
-from worldtune.recipe.schema import LATENT_FRAMES, LATENT_PIXELS, RESULTS, Control, Recipe, Section
+from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_FRAMES, LATENT_PIXELS, RESULTS, Control, Recipe, Section
 
 
 def check_recipe(recipe: Recipe, source: str) -> None:
@@ -105,6 +106,11 @@ def _network_problems(recipe: Recipe) -> Iterator[str]:
         yield (
             f"network.control.num_control_blocks: at most network.base.num_blocks = {base.num_blocks}, "
             f"found {control.num_control_blocks}"
+        )
+    if control.hint_channels < LATENT_CHANNELS:
+        yield (
+            f"network.control.hint_channels: must be at least the {LATENT_CHANNELS} channels of a control input's "
+            f"latents, found {control.hint_channels}"
         )
 
 
@@ -217,3 +223,7 @@ def _range_problems(recipe: Recipe) -> Iterator[str]:
         )
     if any(not 0 < rate < 0.288 for rate in recipe.ema.rates):
         yield f"ema.rates: each must lie in (0, 0.288), where the power function is defined, found {recipe.ema.rates}"
+    for key, values in (("ema.rates", recipe.ema.rates), ("validation.sigmas", recipe.validation.sigmas)):
+        for one, other in itertools.combinations(values, 2):
+            if f"{one:g}" == f"{other:g}":
+                yield f"{key}: each needs a name of its own, but {one} and {other} have the name {one:g}; remove one"

@@ -16,7 +16,6 @@ ADAM_BYTES = 12
 """Bytes a trained parameter in a training checkpoint: float32 master weight and two moments."""
 EMA_BYTES = 4
 """Bytes a trained parameter of each moving average."""
-GIGA = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class Estimate:
     step_flop: float
     """Floating-point operations of one optimizer step."""
     weights_bytes: int
-    """Base and control checkpoints, downloaded and once more split for the tensor-parallel ranks."""
+    """Base and control checkpoints, as released or exported, and once more split for the tensor-parallel ranks."""
     attempt_bytes: int
     """Training checkpoints that are kept, with one more while it is written, and the export."""
 
@@ -41,7 +40,7 @@ def estimate(recipe: Recipe) -> Estimate:
     control = control_parameters(recipe.network.control)
     tokens = num_tokens(recipe)
     weight_bytes = 2 if recipe.training.precision == "bfloat16" else 4
-    starts = base + (control if recipe.checkpoints.control else 0)
+    starts = base + (control if recipe.checkpoints.start else 0)
     state = control * (weight_bytes + ADAM_BYTES + EMA_BYTES * len(recipe.ema.rates))
     # Averaged and raw weights as safetensors, and the average in the original's format.
     export = 3 * control * weight_bytes

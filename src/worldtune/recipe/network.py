@@ -68,5 +68,5 @@ class ControlNetworkConfig(NetworkConfig):
     """Channels of the hint latents; fewer are filled up with zeros."""
     num_control_blocks: PositiveInt = 3
     """Blocks that the branch has; each feeds the base block of the same index."""
-    dropout_ctrl_branch: float = Field(default=0.5, ge=0.0, lt=1.0)
-    """Probability of leaving the branch out of a sample; acts only where the base is trained too."""
+    dropout_ctrl_branch: float = Field(default=0.5, ge=0.0, lt=1.0, json_schema_extra={"affects": "nothing"})
+    """Probability of leaving the branch out of a sample; acts only where the base is trained too, which none is."""

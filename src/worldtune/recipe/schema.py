@@ -253,8 +253,8 @@ class Objective(Section):
     """Factor on the loss."""
     text_dropout_rate: float = Field(default=0.2, ge=0.0, le=1.0)
     """Probability that a sample's text embedding is replaced by zeros."""
-    hint_dropout_rate: float = Field(default=0.3, ge=0.0, le=1.0)
-    """Probability of dropping each control of several; a single control is never dropped."""
+    hint_dropout_rate: float = Field(default=0.3, ge=0.0, le=1.0, json_schema_extra=affects("nothing"))
+    """Probability of dropping each control of several; a single control, which all recipes have, is never dropped."""
     max_condition_frames: NonNegativeInt = 2
     """Given latent frames are drawn uniformly from 0 to this number; of several views, as many of each."""
     main_view_given: bool = False

@@ -11,6 +11,7 @@ stop               made by a person: the run stops after its step, and starts ag
 
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 import re
@@ -60,6 +61,7 @@ FINAL_ERRORS = (
     ValueError,
     torch.OutOfMemoryError,
 )
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +249,10 @@ def _code_digest() -> str:
 
 
 def _git_state() -> dict[str, Any]:
-    """Return commit and whether the tree differs from it; empty outside a repository or without git."""
+    """Return commit and whether the tree differs from it; empty outside a repository or without git.
+
+    What git does not answer in time, as on a slow file system, is left out, and a commit "not known".
+    """
     if shutil.which("git") is None:
         return {}
 
@@ -257,10 +262,16 @@ def _git_state() -> dict[str, Any]:
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=False
         )
 
-    commit = git("rev-parse", "HEAD")
-    if commit.returncode:
-        return {}
-    return {"commit": commit.stdout.strip(), "is_dirty": bool(git("status", "--porcelain").stdout.strip())}
+    state: dict[str, Any] = {"commit": "not known"}
+    try:
+        commit = git("rev-parse", "HEAD")
+        if commit.returncode:
+            return {}
+        state["commit"] = commit.stdout.strip()
+        state["is_dirty"] = bool(git("status", "--porcelain").stdout.strip())
+    except subprocess.TimeoutExpired as error:
+        logger.warning("%s gave no answer in %d s; the record lacks it", shlex.join(error.cmd), GIT_TIMEOUT_S)
+    return state
 
 
 def _hardware(device: torch.device, world_size: int) -> dict[str, Any]:

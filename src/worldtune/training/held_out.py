@@ -1,12 +1,15 @@
 """What a run is measured on, and which part of its record counts as measured under the present recipe."""
 
+import math
 from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import Any
 
+from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.clips import Clip, Dataset
 from worldtune.recipe.schema import Recipe
 from worldtune.training.metrics import Row
+from worldtune.training.task import ValidationRow
 
 
 def measured_clips(dataset: Dataset, recipe: Recipe) -> list[Clip]:
@@ -16,6 +19,18 @@ def measured_clips(dataset: Dataset, recipe: Recipe) -> list[Clip]:
         clip for clip in dataset.split("held_out") if clip.num_frames is not None and clip.num_frames >= num_frames
     ]
     return usable[: recipe.validation.max_clips]
+
+
+def check_finite(rows: Iterable[ValidationRow], step: int) -> None:
+    """Raise a WorldtuneError that names the first of a step's held-out losses that is not finite."""
+    for row in rows:
+        if not math.isfinite(row.loss):
+            control = "its own control" if row.control == "own" else "another clip's control"
+            raise WorldtuneError(
+                f"the held-out loss is {row.loss} at step {step}, expected a finite number: clip {row.clip_id} at "
+                f"sigma = {row.sigma:g} with {control}. Lower optimizer.learning_rate if the training loss rose "
+                "before, else check the clip's video, caption and control."
+            )
 
 
 def is_measured(rows: Iterable[Row], step: int, *, sigmas: Sequence[float], clip_ids: Sequence[str]) -> bool:

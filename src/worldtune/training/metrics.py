@@ -25,9 +25,13 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
+
+
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows in one write, so that a reader sees all of them or, after a crash, at most one torn line."""
-    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    text = "".join(_line(row) for row in rows)
     with disk_errors_named(path), open(path, "a", encoding="utf-8") as file:
         file.write(text)
 
@@ -40,14 +44,14 @@ def replace_rows(path: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[s
 
     new = {name(row) for row in rows}
     kept = [row for row in read_rows(path) if name(row) not in new]
-    write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in [*kept, *rows]))
+    write_text(path, "".join(_line(row) for row in [*kept, *rows]))
 
 
 def cut_rows(path: Path, last_step: int) -> None:
     """Remove the rows of steps after `last_step`, which a resumed run makes again."""
     if path.exists():
         kept = [row for row in read_rows(path) if row["step"] <= last_step]
-        write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+        write_text(path, "".join(_line(row) for row in kept))
 
 
 class StepClock:

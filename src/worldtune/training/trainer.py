@@ -18,7 +18,7 @@ from worldtune.recipe.schema import Recipe
 from worldtune.training.data import BatchReader
 from worldtune.training.ema import PowerEma
 from worldtune.training.gradients import GradientAccumulator, check_replicas, clip, global_norm
-from worldtune.training.held_out import is_measured
+from worldtune.training.held_out import check_finite, is_measured
 from worldtune.training.lease import Lease
 from worldtune.training.metrics import (
     METRICS_FILE,
@@ -86,8 +86,8 @@ def train(
         tracker: a view of the metrics; used on rank 0.
 
     Raises:
-        WorldtuneError: gradients were not finite many times in a row, a batch is bad, the network's parallel plan is
-            wrong, or the lease was lost.
+        WorldtuneError: gradients were not finite many times in a row, a held-out loss was not, a batch is bad, the
+            network's parallel plan is wrong, or the lease was lost.
         TemporaryError: the disk is too full for the checkpoints.
     """
     return _Trainer(recipe, task, attempt, mesh, device, stop, lease, tracker).run()
@@ -296,6 +296,7 @@ class _Trainer:
         started = time.monotonic()
         with torch.no_grad():
             rows = self.task.validate()
+        check_finite(rows, step)
         if not self.is_main or not rows:
             return
         self._check_lease()
