@@ -120,6 +120,15 @@ def test_only_yes_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert confirm("?", yes=True)
 
 
+@pytest.mark.parametrize(("value", "told"), [("1", True), ("0", False), ("no", False), ("", False)])
+def test_make_takes_1_for_yes_and_nothing_else(value: str, told: bool) -> None:
+    for target in ("push", "prune", "reset"):
+        command = ["make", "--dry-run", "-C", str(ROOT), target, f"YES={value}", f"PUBLIC={value}"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert ("--yes" in printed) is told, target
+        assert ("--public" in printed) is (told and target == "push"), target
+
+
 def test_without_a_terminal_the_script_removes_nothing_unless_told(run: Path, tmp_path: Path) -> None:
     def script(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -124,6 +124,22 @@ def test_pages_of_unknown_names_name_the_nearest(workspace: Workspace, target: s
     assert message in result.text
 
 
+@pytest.mark.parametrize("what", ["model", "report.html"])
+def test_an_original_name_names_the_run_to_ask_for(workspace: Workspace, what: str) -> None:
+    original = "CTRL_7Bv1pt3_lvg_tp_121frames_control_input_edge_block3_pretrain"
+    result = workspace.snakemake("--dryrun", f"results/{original}/{what}", check=False)
+    assert result.returncode
+    assert f"results/{original} is no run. Ask for results/edge_pretrain/{what}" in result.text
+    assert "Function did not return str" not in result.text
+
+
+def test_numbers_that_readers_of_yaml_take_differently_are_no_change(workspace: Workspace) -> None:
+    number = {"held_out_fraction: 0.33": "held_out_fraction: 33e-2"}
+    workspace.edit("config/config.yaml", number)
+    assert workspace.planned("datasets/synthetic/dataset.json")
+    workspace.edit("config/config.yaml", {new: old for old, new in number.items()})
+
+
 def test_config_on_the_command_line_is_refused(workspace: Workspace) -> None:
     result = workspace.snakemake("--dryrun", "--config", "runs=[edge_pretrain]", check=False)
     assert result.returncode
