@@ -2,6 +2,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_json
 from worldtune.training.lease import Lease
-from worldtune.workflow.cleaning import cheap_files, confirm, everything, old_attempts, remove
+from worldtune.workflow.cleaning import Removal, cheap_files, confirm, everything, old_attempts, remove
 from worldtune.workflow.lock import WorkflowLock, unlock
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,22 @@ def test_everything_leaves_the_folders_and_what_links_point_to(run: Path, tmp_pa
     assert [path.name for path in (tmp_path / "results").iterdir()] == [".gitkeep"]
     assert list(large.iterdir()) == list((tmp_path / "datasets").iterdir()) == []
     assert (own / "a.mp4").exists()
+
+
+@pytest.mark.parametrize("listed", [lambda root: old_attempts(root / "results/mine"), everything])
+def test_a_job_that_has_started_since_the_question_keeps_its_attempt(
+    run: Path, tmp_path: Path, listed: Callable[[Path], Removal]
+) -> None:
+    removal = listed(tmp_path)
+    lease = Lease(run / "attempts/cccc")
+    assert lease.try_acquire() is None
+    with pytest.raises(WorldtuneError, match=r"process \d+ .* has begun to write into .*cccc"):
+        remove(removal, tmp_path)
+    lease.check()
+    assert sorted(path.name for path in (run / "attempts").iterdir()) == ["aaaa", "bbbb", "cccc", "dddd"]
+    lease.release()
+    remove(removal, tmp_path)
+    assert not (run / "attempts/cccc").exists()
 
 
 def test_cheap_files_are_logs_and_caches(run: Path, tmp_path: Path) -> None:
