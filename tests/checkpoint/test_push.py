@@ -154,7 +154,8 @@ def run_dir(tmp_path: Path) -> Path:
     (model / "edge_control.pt").write_bytes(WEIGHTS[1:])
     write_json(model / "config.json", {"format": 1})
     hashes = {str(path.relative_to(model)): sha256_file(path) for path in sorted(model.rglob("*")) if path.is_file()}
-    write_json(model / "provenance.json", {"identity": "abcd", "files": hashes})
+    write_json(model / "provenance.json", {"identity": "abcd", "step": 40, "files": hashes})
+    write_json(model.parent / "manifest.json", {"identity": "abcd", "final_step": 40})
     (model / "README.md").write_text("# my_run\n")
     (model / ".snakemake_timestamp").write_bytes(b"")
     (model / "stray.txt").write_text("not of the export")
@@ -198,9 +199,17 @@ def test_without_a_name_the_run_gives_it(fake: FakeHub, run_dir: Path) -> None:
 def test_a_plan_shows_files_sizes_and_card(run_dir: Path) -> None:
     text = plan_push(run_dir, "org/name").describe()
     assert "-> org/name" in text
+    assert "attempt abcd, step 40" in text
     assert "25,600  control.safetensors" in text
     assert "# my_run" in text
     assert "snakemake" not in text
+
+
+@pytest.mark.parametrize("newer", [{"identity": "ef01", "final_step": 40}, {"identity": "abcd", "final_step": 80}])
+def test_an_export_of_other_weights_than_the_runs_is_refused(run_dir: Path, newer: dict[str, object]) -> None:
+    write_json(run_dir / "manifest.json", newer)
+    with pytest.raises(WorldtuneError, match=r"is of attempt abcd, step 40, and not .*manifest\.json.* Export"):
+        plan_push(run_dir, "org/name")
 
 
 @pytest.mark.parametrize(("status", "message"), [(401, "token is not valid"), (403, "may not write"), (500, "later")])

@@ -14,6 +14,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json, sha256_file
 
 PROVENANCE = "provenance.json"
+MANIFEST = "manifest.json"
 CARD = "README.md"
 
 
@@ -31,12 +32,15 @@ class PushPlan:
     """The model card."""
     identity: str
     """The attempt that the weights are of."""
+    step: int
+    """The step that the weights are of."""
 
     def describe(self) -> str:
-        """Return the repository, the files with their sizes and the card, for people."""
+        """Return the repository, whose weights, the files with their sizes and the card, for people."""
         lines = [f"{size:>15,}  {name}" for name, size in self.sizes.items()]
         total = f"{sum(self.sizes.values()):>15,}  bytes in {len(self.sizes)} files"
-        return "\n".join([f"{self.model} -> {self.repository}", "", *lines, total, "", f"{CARD}:", "", self.card])
+        head = [f"{self.model} -> {self.repository}", f"attempt {self.identity}, step {self.step}"]
+        return "\n".join([*head, "", *lines, total, "", f"{CARD}:", "", self.card])
 
 
 def plan_push(run_dir: Path, repository: str | None = None) -> PushPlan:
@@ -47,8 +51,8 @@ def plan_push(run_dir: Path, repository: str | None = None) -> PushPlan:
         repository: organization/name; None takes the run's name in the account of the token.
 
     Raises:
-        WorldtuneError: there is no export, a file of it is missing or not as it was exported, or the repository has no
-            name that the hub takes.
+        WorldtuneError: there is no export, it is of other weights than the run's manifest, a file of it is missing or
+            not as it was exported, or the repository has no name that the hub takes.
     """
     model = run_dir / "model"
     if not (model / PROVENANCE).is_file():
@@ -62,6 +66,14 @@ def plan_push(run_dir: Path, repository: str | None = None) -> PushPlan:
     hashes = provenance.get("files") if isinstance(provenance, dict) else None
     if not isinstance(hashes, dict) or not hashes:
         raise WorldtuneError(f"{model / PROVENANCE} lists no files; it is of another version. Export the run again.")
+    identity, step = provenance.get("identity"), provenance.get("step")
+    manifest = read_json(run_dir / MANIFEST)
+    trained = (manifest.get("identity"), manifest.get("final_step")) if isinstance(manifest, dict) else None
+    if (identity, step) != trained:
+        raise WorldtuneError(
+            f"{model} is of attempt {identity}, step {step}, and not of the attempt and step that {run_dir / MANIFEST} "
+            f"names. Export the run again: `snakemake {model}`."
+        )
     for file in (*hashes, CARD):
         if not (model / file).is_file():
             raise WorldtuneError(f"{model / file} is missing. Delete {model} and export the run again.")
@@ -77,7 +89,8 @@ def plan_push(run_dir: Path, repository: str | None = None) -> PushPlan:
         repository=name,
         sizes={file: (model / file).stat().st_size for file in names},
         card=(model / CARD).read_text(encoding="utf-8"),
-        identity=str(provenance.get("identity", "")),
+        identity=str(identity),
+        step=step,
     )
 
 
