@@ -2,10 +2,15 @@
 
 import html
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
 
@@ -48,6 +53,15 @@ pre { font-size: 12px; white-space: pre-wrap; color: #5a6570; }
 """
 
 
+class OwnKernel(AsyncKernelManager):
+    """A kernel of this interpreter; one that is installed under the same name may be another's, or gone."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """How the kernel is started."""
+        return KernelSpec(**get_kernel_dict())
+
+
 def execute_notebook(
     notebook: Path, output: Path, *, title: str, root: Path, parameters: Mapping[str, str | Sequence[str]]
 ) -> None:
@@ -61,7 +75,8 @@ def execute_notebook(
         parameters: strings and lists of strings that replace the values of the parameters cell.
 
     Raises:
-        WorldtuneError: the notebook has no parameters cell, or a cell failed; the message holds its error.
+        WorldtuneError: the notebook has no parameters cell, a cell failed (the message holds its error), or the process
+            that runs the cells ended or took too long.
     """
     document = nbformat.read(notebook, as_version=4)
     tagged = [cell for cell in document.cells if PARAMETERS in cell.metadata.get("tags", [])]
@@ -70,11 +85,16 @@ def execute_notebook(
     tagged[0].source = "\n".join(
         f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in parameters.items()
     )
-    runner = ExecutePreprocessor(timeout=TIMEOUT_S, kernel_name="python3")
+    runner = ExecutePreprocessor(timeout=TIMEOUT_S, kernel_name="python3", kernel_manager_class=OwnKernel)
     try:
         runner.preprocess(document, {"metadata": {"path": str(root.resolve())}})
     except CellExecutionError as error:
         raise WorldtuneError(f"{notebook} failed:\n{error}") from error
+    except (CellTimeoutError, RuntimeError) as error:
+        raise WorldtuneError(
+            f"{notebook} was not run to its end by {sys.executable}: {error}. The process may have been killed for its "
+            "memory; look there, and run `make setup` if it does not start at all."
+        ) from error
     # What fails while a figure is shown stops no cell; it only prints.
     printed = "".join(
         output.get("text", "") for cell in document.cells for output in cell.get("outputs", []) if "text" in output
