@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import copy_file, sha256_file
-from worldtune.dataset.clips import control_path, video_path
+from worldtune.dataset.clips import COMPUTED_CONTROLS, control_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import open_ledger
-from worldtune.dataset.listing import COMPUTED_CONTROLS, control_key
+from worldtune.dataset.listing import control_key
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
 from worldtune.dataset.pickles import MAX_CONTROL_BYTES, read_pickle
 from worldtune.dataset.rle import decode_runs

@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
+from worldtune.dataset.clips import COMPUTED_CONTROLS, CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.download import METADATA, listed_clips
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
 CAPTION_SUFFIXES = (".txt", ".json")
 """Suffixes of a caption beside its video; the first that is there is taken."""
-COMPUTED_CONTROLS = frozenset({"edge"})
-"""Controls that are made from the video; the others are given."""
 MAX_CAPTION_BYTES = 1 << 20
 LIST_COLUMNS = frozenset({"video", "caption", "start_s", "end_s"})
 
