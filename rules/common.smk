@@ -171,7 +171,29 @@ def split_manifest(wildcards, which):
     if not path:
         return []
     folder, _, name = path.rpartition("/")
-    return f"checkpoints/{folder}/checkpoints_tp_{chosen.parallel.tensor}/{Path(name).stem}.split.json"
+    split = f"checkpoints/{folder}/checkpoints_tp_{chosen.parallel.tensor}/{Path(name).stem}.split.json"
+    # What is split needs no source any more, and another run's export is made by a rule.
+    if not Path(split).exists() and path in (
+        chosen.checkpoints.base,
+        chosen.checkpoints.control,
+    ):
+        check_checkpoint(wildcards, which)
+    return split
+
+
+def tokenizer_files(wildcards):
+    """The list of files of a run's tokenizer."""
+    check_checkpoint(wildcards, "tokenizer")
+    return f"checkpoints/{recipe(wildcards).checkpoints.tokenizer}/files.json"
+
+
+def check_checkpoint(wildcards, key):
+    """Raise where nothing can provide a checkpoint that a run's recipe names."""
+    CATALOGUE.check_available(
+        getattr(recipe(wildcards).checkpoints, key),
+        f"Recipe {wildcards.run}: checkpoints.{key}",
+        Path("checkpoints"),
+    )
 
 
 def partition(kind):

@@ -237,6 +237,13 @@ def test_wrong_files_are_refused_with_advice(tmp_path: Path, text: str, message:
         ("cluster.runtime_minutes=10", "save_seconds: must be below the 600 seconds"),
         ("optimizer.lr=1", "optimizer.lr"),
         ("nonsense", "key.path=value"),
+        ("checkpoints.base=", r"checkpoints\.base: (must be <organization>/<repository>/<name>\.pt|.*valid string)"),
+        ("checkpoints.base=''", r"checkpoints\.base: must be <organization>/<repository>/<name>\.pt.*found ''"),
+        ("checkpoints.base=../../etc/x.pt", r"checkpoints\.base: must be .* found '\.\./\.\./etc/x\.pt'"),
+        ("checkpoints.base=mine/models/x.safetensors", r"checkpoints\.base: must be .*x\.safetensors"),
+        ("checkpoints.control=/mine/models/x.pt", r"checkpoints\.control: must be "),
+        ("checkpoints.tokenizer=mine/models/x.pt", r"checkpoints\.tokenizer: must be <organization>/<repository>,"),
+        ("checkpoints.tokenizer=mine/..", r"checkpoints\.tokenizer: must be "),
         ("data.num_frames=[", r"override 'data\.num_frames=\[': its value is no YAML"),
     ],
 )

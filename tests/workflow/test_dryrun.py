@@ -1,6 +1,7 @@
 """A dry run shows the whole graph of a checkout that has no data, no checkpoints and no GPU."""
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -122,6 +123,30 @@ def test_pages_of_unknown_names_name_the_nearest(workspace: Workspace, target: s
     result = workspace.snakemake("--dryrun", f"results/{target}", check=False)
     assert result.returncode
     assert message in result.text
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "near"),
+    [
+        ("base", "nvidia/Cosmos-Transfer1-7B/base_modle.pt", "nvidia/Cosmos-Transfer1-7B/base_model.pt"),
+        ("control", "nvidia/Cosmos-Transfer1-7B/egde_control.pt", "nvidia/Cosmos-Transfer1-7B/edge_control.pt"),
+        ("tokenizer", "nvidia/Cosmos-Tokenize1-CV8x8x8", "nvidia/Cosmos-Tokenize1-CV8x8x8-720p"),
+    ],
+)
+def test_a_misspelt_checkpoint_names_the_nearest(workspace: Workspace, key: str, name: str, near: str) -> None:
+    recipe = workspace.root / "config/recipes/wrong.toml"
+    recipe.write_text(f'extends = "edge_posttrain"\n[checkpoints]\n{key} = "{name}"\n')
+    result = workspace.snakemake("--dryrun", "results/wrong/model", check=False)
+    assert result.returncode
+    assert f"Recipe wrong: checkpoints.{key} = '{name}', but there is no checkpoints/{name}" in result.text
+    assert re.search(rf"did you mean .*{re.escape(near)}", result.text)
+    if key != "tokenizer":
+        own = workspace.root / "checkpoints" / name
+        own.parent.mkdir(parents=True)
+        own.write_bytes(b"")
+        assert "split_checkpoint" in counts(workspace.planned("results/wrong/model"))
+        shutil.rmtree(workspace.root / "checkpoints")
+    recipe.unlink()
 
 
 @pytest.mark.parametrize("what", ["model", "report.html"])
