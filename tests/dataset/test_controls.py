@@ -11,7 +11,7 @@ from worldtune.dataset.clips import clip_id, control_path, video_path
 from worldtune.dataset.controls import COLUMNS
 from worldtune.dataset.ledger import ledger_path
 from worldtune.dataset.manifest import read_manifest
-from worldtune.dataset.rle import encode_clip_mask
+from worldtune.formats.rle import encode_clip_mask
 from worldtune.media.video import ffmpeg_executable, probe, read_frames, write_video
 
 CONTROLS = ["edge", "depth", "seg", "keypoint"]

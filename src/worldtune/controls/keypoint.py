@@ -12,7 +12,7 @@ import numpy as np
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.protocol import Controlled, ControlSource
-from worldtune.dataset.pickles import MAX_CONTROL_BYTES, read_pickle
+from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
 from worldtune.recipe.schema import Control, KeypointControl
 
 NUM_COCO = 133

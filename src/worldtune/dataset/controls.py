@@ -21,9 +21,9 @@ from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import control_key
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
-from worldtune.dataset.pickles import MAX_CONTROL_BYTES, read_pickle
-from worldtune.dataset.rle import decode_runs
 from worldtune.dataset.work import Outcome, Task, do_tasks
+from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
+from worldtune.formats.rle import decode_runs
 from worldtune.media.geometry import nearest_aspect_ratio
 from worldtune.media.video import check_video, iterate_frames, video_writer
 from worldtune.recipe.schema import VIDEO_SIZES_WH, KeypointControl
