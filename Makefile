@@ -65,16 +65,16 @@ sample: setup  ## draw samples from the export of RUN=...
 	$(BIN)/python src/scripts/sample.py --run $(RUN)
 
 push: setup  ## upload the export of RUN=... to the model hub as REPO=organization/name; shows what first, YES=1 sends
-	$(BIN)/python src/scripts/push.py --run $(RUN) --repo "$(REPO)" $(if $(YES),--yes) $(if $(PUBLIC),--public)
+	$(BIN)/python src/scripts/push.py --run $(RUN) --repo "$(REPO)" $(if $(filter 1,$(YES)),--yes) $(if $(filter 1,$(PUBLIC)),--public)
 
 prune: setup  ## remove old attempts of RUN=...; asks first
-	$(BIN)/python src/scripts/clean.py attempts --run $(RUN) $(if $(YES),--yes)
+	$(BIN)/python src/scripts/clean.py attempts --run $(RUN) $(if $(filter 1,$(YES)),--yes)
 
 clean: setup  ## remove logs and caches
 	$(BIN)/python src/scripts/clean.py cheap
 
 reset: setup  ## remove all results, datasets and checkpoints; asks first
-	$(BIN)/python src/scripts/clean.py everything $(if $(YES),--yes)
+	$(BIN)/python src/scripts/clean.py everything $(if $(filter 1,$(YES)),--yes)
 
 test: setup  ## the test suite
 	$(BIN)/pytest -q -n 2 --dist loadgroup -m "not slow and not slurm"

@@ -5,6 +5,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from snakemake.common.configfile import load_configfile
+
 from worldtune.checkpoint.catalogue import load_catalogue
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.config import dataset_of, load_datasets
@@ -17,7 +19,7 @@ from worldtune.recipe.identity import (
     load_report_values,
     values_that_affect,
 )
-from worldtune.recipe.load import load_recipe
+from worldtune.recipe.load import load_recipe, recipe_path
 from worldtune.recipe.project import config_path, load_project, read_config
 from worldtune.workflow.lock import WorkflowLock
 from worldtune.workflow.plan import Plan
@@ -45,7 +47,8 @@ PLAN = Plan(
     inside_job=not workflow.is_main_process,
 )
 
-if dict(config) != read_config(config_path(), resolve=False):
+# By snakemake's own reader: others take 5e-2 for a number, which YAML 1.1 takes for a text.
+if config != load_configfile(config_path()):
     raise WorldtuneError(
         f"--config and --configfile reach snakemake but not the scripts, which read {config_path()}. "
         "Edit that file, or set the environment variable WORLDTUNE_CONFIG to another one."
@@ -168,7 +171,29 @@ def split_manifest(wildcards, which):
     if not path:
         return []
     folder, _, name = path.rpartition("/")
-    return f"checkpoints/{folder}/checkpoints_tp_{chosen.parallel.tensor}/{Path(name).stem}.split.json"
+    split = f"checkpoints/{folder}/checkpoints_tp_{chosen.parallel.tensor}/{Path(name).stem}.split.json"
+    # What is split needs no source any more, and another run's export is made by a rule.
+    if not Path(split).exists() and path in (
+        chosen.checkpoints.base,
+        chosen.checkpoints.control,
+    ):
+        check_checkpoint(wildcards, which)
+    return split
+
+
+def tokenizer_files(wildcards):
+    """The list of files of a run's tokenizer."""
+    check_checkpoint(wildcards, "tokenizer")
+    return f"checkpoints/{recipe(wildcards).checkpoints.tokenizer}/files.json"
+
+
+def check_checkpoint(wildcards, key):
+    """Raise where nothing can provide a checkpoint that a run's recipe names."""
+    CATALOGUE.check_available(
+        getattr(recipe(wildcards).checkpoints, key),
+        f"Recipe {wildcards.run}: checkpoints.{key}",
+        Path("checkpoints"),
+    )
 
 
 def partition(kind):

@@ -53,8 +53,11 @@ rule report:
 
 
 def no_such_recipe(wildcards):
-    """Say which recipes there are: loading one that does not exist names the nearest."""
-    return load_recipe(wildcards.name)
+    """Say which recipes there are: looking for one that does not exist names the nearest."""
+    run = recipe_path(wildcards.name).stem
+    raise WorldtuneError(
+        f"results/{wildcards.name} is no run. Ask for results/{run}/{wildcards.what}, which is the run of that recipe."
+    )
 
 
 # Snakemake's own message for a misspelt run names no run.

@@ -42,7 +42,7 @@ rule train:
         base=lambda wildcards: split_manifest(wildcards, "base"),
         control=lambda wildcards: split_manifest(wildcards, "control"),
         load_report="results/{run}/load_report.json",
-        tokenizer=lambda wildcards: f"checkpoints/{recipe(wildcards).checkpoints.tokenizer}/files.json",
+        tokenizer=tokenizer_files,
     output:
         manifest="results/{run}/manifest.json",
     log:

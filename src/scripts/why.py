@@ -13,10 +13,10 @@ from worldtune.workflow.why import describe, planned_jobs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, help="name of the recipe")
+    parser.add_argument("--run", required=True, help="recipe's name, or the original experiment's")
     arguments = parser.parse_args()
-    recipe_path(arguments.run)
-    targets = [f"results/{arguments.run}/model", f"results/{arguments.run}/report.html"]
+    name = recipe_path(arguments.run).stem
+    targets = [f"results/{name}/model", f"results/{name}/report.html"]
     print(describe(planned_jobs(targets, Path())))
 
 

@@ -62,6 +62,15 @@ def test_a_wrong_name_gets_the_nearest_one(catalogue: Catalogue) -> None:
         catalogue.find("nvidia/Cosmos-Transfer1-7B/edge_contrl.pt")
 
 
+def test_what_is_asked_for_must_be_listed_or_there(catalogue: Catalogue, tmp_path: Path) -> None:
+    catalogue.check_available("nvidia/Cosmos-Transfer1-7B/base_model.pt", "base", tmp_path)
+    with pytest.raises(WorldtuneError, match=r"^base = 'my/own/x\.pt', but there is no .*/my/own/x\.pt\. .*catalogue"):
+        catalogue.check_available("my/own/x.pt", "base", tmp_path)
+    (tmp_path / "my/own").mkdir(parents=True)
+    (tmp_path / "my/own/x.pt").touch()
+    catalogue.check_available("my/own/x.pt", "base", tmp_path)
+
+
 def test_a_repository_of_single_files_is_no_request(catalogue: Catalogue) -> None:
     with pytest.raises(WorldtuneError, match="is not in the checkpoint catalogue"):
         catalogue.find("nvidia/Cosmos-Transfer1-7B")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from worldtune.common.files import FICLONE, copy_file, link_or_copy
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import FICLONE, copy_file, link_or_copy, read_json
 
 
 def mode(path: Path) -> int:
@@ -69,3 +70,11 @@ def test_file_that_cannot_be_linked_is_copied(source: Path, tmp_path: Path, monk
     assert not (tmp_path / "target").samefile(source)
     assert (tmp_path / "target").read_bytes() == b"content"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.mp4", "target"]
+
+
+@pytest.mark.parametrize("content", [b"{", b'"\xff"', b"[" * 100_000], ids=["torn", "not UTF-8", "deeply nested"])
+def test_what_is_no_json_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_bytes(content)
+    with pytest.raises(WorldtuneError, match=r"manifest\.json is no valid JSON .*Delete it"):
+        read_json(path)

@@ -7,7 +7,7 @@ import pytest
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.registry import CONTROL_KINDS
 from worldtune.dataset.clips import COMPUTED_IN_TRAINING, CONTROL_SUFFIXES
-from worldtune.dataset.rle import encode_clip_mask
+from worldtune.formats.rle import encode_clip_mask
 from worldtune.media.video import write_video
 from worldtune.recipe.schema import Control
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.registry import CONTROL_KINDS
 from worldtune.controls.seg import draw_colors
-from worldtune.dataset.rle import encode_clip_mask
+from worldtune.formats.rle import encode_clip_mask
 from worldtune.recipe.schema import SegControl
 
 SHAPE = (6, 48, 64)

@@ -3,11 +3,13 @@ from pathlib import Path
 import pytest
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import COMPUTED_IN_TRAINING
+from worldtune.dataset.clips import COMPUTED_CONTROLS, COMPUTED_IN_TRAINING
 from worldtune.dataset.config import dataset_of, find_dataset, load_datasets, parse_datasets
 from worldtune.recipe.load import load_recipe
 
 FOLDER = {"kind": "folder", "path": "videos", "num_shards": 2}
+HDVILA = {"kind": "hdvila", "num_shards": 1, "max_clips": 3}
+ROOT = Path(__file__).parents[2]
 DRIVING = {"kind": "synthetic", "world": "driving", "num_shards": 1, "num_clips": 3}
 
 
@@ -38,6 +40,7 @@ def test_all_problems_are_named_at_once():
         (FOLDER | {"num_clips": 3}, "belongs to kind 'synthetic'"),
         ({"kind": "hdvila", "num_shards": 1}, "needs max_clips"),
         ({"kind": "hdvila", "num_shards": 1, "path": "videos"}, "belongs to kind 'folder'"),
+        (HDVILA | {"controls": ["edge", "depth", "seg"]}, "for which depth, seg cannot be given; expected edge alone"),
         (FOLDER | {"captions": "list.xlsx"}, r".csv or .jsonl"),
         (FOLDER | {"controls": ["edge", "edge"]}, "twice"),
         (FOLDER | {"controls": ["vis"]}, "training computes it"),
@@ -95,6 +98,16 @@ def test_a_recipe_whose_dataset_will_not_fit_is_told_before_anything_runs(name, 
     with pytest.raises(WorldtuneError) as caught:
         dataset_of("run", recipe, parse_datasets({"synthetic": fitting | table}, "config.yaml"))
     assert all(part in str(caught.value) for part in ("run", *parts))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "config/recipes").glob("*.toml")))
+def test_a_recipes_dataset_can_have_the_control_that_it_trains(name):
+    recipe = load_recipe(name, root=ROOT)
+    config = dataset_of(name, recipe, load_datasets(ROOT / "config/config.yaml"))
+    # The rest can only be given, and only beside whole videos.
+    if recipe.control.kind not in COMPUTED_IN_TRAINING | COMPUTED_CONTROLS:
+        assert config.kind != "hdvila"
+        assert not config.captions
 
 
 @pytest.mark.parametrize("kind", ["vis", "upscale", "depth", "seg", "keypoint", "hdmap", "lidar"])

@@ -1,5 +1,6 @@
 import os
 import pickle
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from worldtune.dataset.clips import clip_id, control_path, video_path
 from worldtune.dataset.controls import COLUMNS
 from worldtune.dataset.ledger import ledger_path
 from worldtune.dataset.manifest import read_manifest
-from worldtune.dataset.rle import encode_clip_mask
-from worldtune.media.video import probe, read_frames, write_video
+from worldtune.formats.rle import encode_clip_mask
+from worldtune.media.video import ffmpeg_executable, probe, read_frames, write_video
 
 CONTROLS = ["edge", "depth", "seg", "keypoint"]
 
@@ -76,8 +77,12 @@ def segmentation(shape=(6, 32, 48)):
     return [{"phrase": "a box", "segmentation_mask_rle": encode_clip_mask(mask)}]
 
 
-def keypoints(num_frames: int = 6):
-    person = {"body-keypoints": np.zeros((133, 3), np.float16), "hand-keypoints": np.zeros((42, 3), np.float16)}
+def keypoints(num_frames: int = 6, place=(0.5, 0.5)):
+    body = np.zeros((133, 3), np.float16)
+    body[9] = (*place, 0.9)
+    # Whatever nobody is sure of is not drawn and may be anywhere.
+    body[10] = (400, 300, 0.1)
+    person = {"body-keypoints": body, "hand-keypoints": np.zeros((42, 3), np.float16)}
     return {number: [person] if number % 2 else [] for number in range(num_frames)}
 
 
@@ -106,8 +111,13 @@ BROKEN_RLE[0]["segmentation_mask_rle"]["data"]["counts"] = b"1"
         ("seg", BROKEN_RLE, "does not cover the clip"),
         ("keypoint", keypoints(5), "it has 5 frames, the clip has 6"),
         ("keypoint", {number: [] for number in (0, 1, 2, 3, 4, 6)}, "gaps"),
-        ("keypoint", {number: [{"body-keypoints": np.zeros((133, 2))}] for number in range(6)}, "expected people"),
+        (
+            "keypoint",
+            {number: [{"body-keypoints": np.zeros((133, 2))}] for number in range(6)},
+            "frame 0: body-keypoints of a person is [133, 2]",
+        ),
         ("keypoint", {n: [{**keypoints()[1][0], "body-keypoints": np.zeros((17, 3))}] for n in range(6)}, "[91, 3]"),
+        ("keypoint", keypoints(place=(400.0, 300.0)), "frame 1: a place is no part of the frame's width and height"),
         ("keypoint", [1], "expected a table"),
         ("keypoint", {number: print for number in range(6)}, "not admitted"),
     ],
@@ -159,6 +169,42 @@ def test_given_depth_that_does_not_fit(ingested, options, part):
     give(ingested, "depth", None)
     (row,) = rows_by_key(ingested.controls("depth")).values()
     assert row["status"] == "ok"
+
+
+@pytest.mark.parametrize(("kind", "content"), [("depth", None), ("seg", segmentation()), ("keypoint", keypoints())])
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (
+            ("-vf", "setpts='if(lt(N,3),N,3+(N-3)*1.5)/24/TB'", "-frames:v", "6", "-fps_mode", "vfr"),
+            "has frames that last for different times",
+        ),
+        (("-c", "copy"), "is turned by 180 degrees"),
+    ],
+    ids=["times", "turned"],
+)
+def test_no_control_is_taken_for_frames_that_the_clip_does_not_have(source, kind, content, options, part):
+    source.options["controls"] = CONTROLS
+    path = source.add("sub/a.mp4")
+    plain = path.rename(path.with_name("plain.mp4"))
+    turn = ("-display_rotation", "180") if part.startswith("is turned") else ()
+    subprocess.run([ffmpeg_executable(), "-v", "error", *turn, "-i", plain, *options, path], check=True)
+    plain.unlink()
+    source.ingest()
+    give(source, kind, content)
+    (row,) = rows_by_key(source.controls(kind)).values()
+    assert row["reason"].startswith(f"{kind} unusable: the video {part}")
+    assert row["reason"].endswith("encode the video with a constant rate, upright, and make the control from that")
+
+
+def test_a_given_video_that_is_turned_is_refused(ingested):
+    give(ingested, "depth", None)
+    path = ingested.folder / "sub/depth/a.mp4"
+    plain = path.rename(path.with_name("plain.mp4"))
+    command = [ffmpeg_executable(), "-v", "error", "-display_rotation", "180", "-i", plain, "-c", "copy", path]
+    subprocess.run(command, check=True)
+    (row,) = rows_by_key(ingested.controls("depth")).values()
+    assert row["reason"] == "depth unusable: it is turned by 180 degrees when it is shown; encode it upright"
 
 
 def test_missing_given_control_is_named(ingested):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import socket
 import sys
 import threading
 import types
@@ -183,6 +184,41 @@ def test_a_full_disk_is_not_the_videos_fault(
     with monkeypatch.context() as patch:
         patch.setattr(library, "YouTube", full)
         with pytest.raises(OSError, match=r"No space left.*one\.mp4"):
+            fetch_videos("h", config(), "0000", datasets=tmp_path)
+    assert rows(fetch_videos("h", config(), "0000", datasets=tmp_path))["videos/one.mp4"]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+        OSError(errno.ENETUNREACH, "Network is unreachable"),
+    ],
+    ids=lambda reason: type(reason).__name__,
+)
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_an_outage_is_not_the_videos_fault(
+    tmp_path: Path,
+    server: Server,
+    library: types.ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: OSError,
+    is_wrapped: bool,
+) -> None:
+    def unreachable(_url: str) -> None:
+        if not is_wrapped:
+            raise urllib.error.URLError(reason)
+        try:
+            raise reason
+        except OSError:
+            raise sys.modules["pytubefix.exceptions"].PytubeFixError("no page")  # noqa: B904 - as the library does
+
+    write_metadata(tmp_path, server, "one")
+    server.videos = {"one": b"1"}
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "YouTube", unreachable)
+        with pytest.raises(WorldtuneError, match=r"/one cannot be asked for, since the network cannot be reached"):
             fetch_videos("h", config(), "0000", datasets=tmp_path)
     assert rows(fetch_videos("h", config(), "0000", datasets=tmp_path))["videos/one.mp4"]["status"] == "ok"
 

@@ -161,6 +161,7 @@ def test_turned_and_stretched_pictures_are_put_right(source):
     ffmpeg("-display_rotation", "90", "-i", path, "-c", "copy", path.with_name("turned.mp4"))
     ffmpeg("-i", path, "-vf", "setsar=2", path.with_name("wide.mp4"))
     rows = rows_by_key(source.ingest())
+    assert (rows["turned.mp4"]["source_rotation_degrees"], rows["wide.mp4"]["source_rotation_degrees"]) == (90, 0)
     assert (rows["turned.mp4"]["width"], rows["turned.mp4"]["height"]) == (32, 48)
     assert (rows["wide.mp4"]["width"], rows["wide.mp4"]["height"]) == (96, 32)
     for name in ("turned.mp4", "wide.mp4"):

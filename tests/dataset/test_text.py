@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.pickles import read_pickle
 from worldtune.dataset.text import read_t5, write_t5
+from worldtune.formats.pickles import read_pickle
 
 TOKENS = np.random.default_rng(0).standard_normal((7, 16)).astype(np.float16)
 

@@ -5,7 +5,8 @@ import pytest
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
 from worldtune.dataset.clips import clip_id, control_path, load_dataset, video_path
-from worldtune.dataset.validate import held_out_draw, validate
+from worldtune.dataset.config import DatasetConfig
+from worldtune.dataset.validate import _clip_row, _stages, held_out_draw, validate
 
 
 @pytest.fixture
@@ -217,3 +218,13 @@ def test_a_scene_without_one_of_its_views_is_not_used(street):
     assert reasons["front/1.mp4"] == "view missing: left"
     assert reasons["front/2.mp4"].startswith("views differ: 6 frames of 48x32 at 24; 7 frames")
     assert reasons["stray.mp4"].startswith("no view: it lies in none of the folders front, left")
+
+
+def test_a_failed_download_says_how_it_is_tried_again(tmp_path):
+    config = DatasetConfig(kind="hdvila", num_shards=1, max_clips=1)
+    fetched = {"clip_id": "c", "source_key": "videos/a.mp4", "start_s": 0.0, "end_s": 1.0, "status": "unusable"}
+    tables = {stage: {} for stage in _stages(config)} | {
+        "fetch_videos": {"c": fetched | {"reason": "download failed: x"}}
+    }
+    row = _clip_row(tmp_path / "films", "c", tables, config)
+    assert row["reason"] == "download failed: x; `make retry DATASET=films` asks for it again"

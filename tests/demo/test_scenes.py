@@ -9,7 +9,7 @@ import pytest
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json, sha256_file
-from worldtune.dataset.rle import decode_clip_mask
+from worldtune.dataset.scenes import scene_names
 from worldtune.demo.figure import JOINTS
 from worldtune.demo.scenes import (
     RenderedScene,
@@ -17,9 +17,9 @@ from worldtune.demo.scenes import (
     camera_at,
     plan_scene,
     render_scene,
-    scene_names,
 )
 from worldtune.demo.write import depth_picture, write_scenes
+from worldtune.formats.rle import decode_clip_mask
 from worldtune.media.video import probe, read_frames
 
 SIZE = {"num_frames": 5, "width": 160, "height": 96, "fps": 6.0}

@@ -10,8 +10,8 @@ from worldtune.common.files import digest, write_json
 from worldtune.dataset.clips import caption_path, clip_columns, control_path, rows_digest, video_path
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.manifest import write_manifest
-from worldtune.dataset.rle import encode_clip_mask
 from worldtune.dataset.validate import write_pages
+from worldtune.formats.rle import encode_clip_mask
 from worldtune.media.video import write_video
 
 CONTROLS = ("edge", "depth", "seg", "keypoint", "hdmap", "lidar")

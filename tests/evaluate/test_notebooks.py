@@ -1,13 +1,16 @@
 """What all notebooks have in common."""
 
 import ast
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.evaluate import notebook as notebook_module
 from worldtune.evaluate.notebook import PARAMETERS, execute_notebook
 
 REPOSITORY = Path(__file__).parents[2]
@@ -49,3 +52,34 @@ def test_outside_of_a_repository_they_say_so(tmp_path: Path) -> None:
     notebook = REPOSITORY / "notebooks/run_report.ipynb"
     with pytest.raises(WorldtuneError, match="is not inside the repository"):
         execute_notebook(notebook, tmp_path / "page.html", title="", root=tmp_path, parameters={"run": "run"})
+
+
+def write_notebook(path: Path, code: str) -> Path:
+    parameters = nbformat.v4.new_code_cell('run = ""', metadata={"tags": [PARAMETERS]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)]), path)
+    return path
+
+
+def test_they_run_in_this_interpreter_whatever_kernel_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tmp_path / "data/kernels/python3/kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": ["/gone/python"], "display_name": "Another's", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "data"))
+    notebook = write_notebook(tmp_path / "own.ipynb", "import sys; print(sys.executable)")
+    execute_notebook(notebook, tmp_path / "page.html", title="", root=tmp_path, parameters={"run": "run"})
+    assert sys.executable in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"), [("import os; os._exit(1)", "Kernel died"), ("import time; time.sleep(60)", "timed out")]
+)
+def test_one_that_does_not_end_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    monkeypatch.setattr(notebook_module, "TIMEOUT_S", 5)
+    notebook = write_notebook(tmp_path / "broken.ipynb", code)
+    with pytest.raises(WorldtuneError, match=rf"broken\.ipynb was not run to its end by .*(?s:.*){message}"):
+        execute_notebook(notebook, tmp_path / "page.html", title="", root=tmp_path, parameters={"run": "run"})
+    assert not (tmp_path / "page.html").exists()

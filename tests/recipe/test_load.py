@@ -241,6 +241,14 @@ def test_wrong_files_are_refused_with_advice(tmp_path: Path, text: str, message:
         ("cluster.runtime_minutes=10", "save_seconds: must be below the 600 seconds"),
         ("optimizer.lr=1", "optimizer.lr"),
         ("nonsense", "key.path=value"),
+        ("checkpoints.base=", r"checkpoints\.base: (must be <organization>/<repository>/<name>\.pt|.*valid string)"),
+        ("checkpoints.base=''", r"checkpoints\.base: must be <organization>/<repository>/<name>\.pt.*found ''"),
+        ("checkpoints.base=../../etc/x.pt", r"checkpoints\.base: must be .* found '\.\./\.\./etc/x\.pt'"),
+        ("checkpoints.base=mine/models/x.safetensors", r"checkpoints\.base: must be .*x\.safetensors"),
+        ("checkpoints.control=/mine/models/x.pt", r"checkpoints\.control: must be "),
+        ("checkpoints.tokenizer=mine/models/x.pt", r"checkpoints\.tokenizer: must be <organization>/<repository>,"),
+        ("checkpoints.tokenizer=mine/..", r"checkpoints\.tokenizer: must be "),
+        ("data.num_frames=[", r"override 'data\.num_frames=\[': its value is no YAML"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(override: str, message: str) -> None:
@@ -270,6 +278,35 @@ def test_a_recipe_cannot_extend_itself(tmp_path: Path) -> None:
 def test_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(WorldtuneError, match="edge_posttrain"):
         load(name="edge_postrain")
+
+
+@pytest.mark.parametrize("experiment", ['"x"', '{original_name = ["x"]}'])
+def test_a_wrong_recipe_beside_it_does_not_hide_the_nearest_name(root: Path, experiment: str) -> None:
+    write(root / "config/recipes", f"experiment = {experiment}\n", "wrong")
+    with pytest.raises(WorldtuneError, match="nearest known: edge_posttrain"):
+        load_recipe("edge_postrain", root=root)
+
+
+@pytest.mark.parametrize(
+    ("parent", "message"),
+    [
+        ("parts/transfer1_7", r"there is no recipe 'parts/transfer1_7' in .*nearest known: parts/transfer1_7b"),
+        ("transfer1_7b", r"nearest known: parts/transfer1_7b"),
+        ("edge_postrain", r"nearest known: edge_posttrain"),
+        ("gone.toml", r"no recipe file gone\.toml"),
+    ],
+)
+def test_a_misspelt_parent_is_named_with_its_file_and_the_nearest(root: Path, parent: str, message: str) -> None:
+    path = write(root / "config/recipes", f'extends = "{parent}"\n')
+    with pytest.raises(WorldtuneError, match=rf"mine\.toml: extends: .*{message}") as caught:
+        load_recipe("mine", root=root)
+    assert path in str(caught.value)
+
+
+def test_a_part_is_no_recipe_by_its_own_name(root: Path) -> None:
+    with pytest.raises(WorldtuneError) as caught:
+        load_recipe("transfer1_7b", root=root)
+    assert "parts/" not in str(caught.value)
 
 
 @pytest.fixture

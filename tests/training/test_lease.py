@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 
 import worldtune.training.lease as lease_module
 from worldtune.training.errors import TemporaryError
-from worldtune.training.lease import Lease
+from worldtune.training.lease import Lease, kept_free
 
 HOLDER = """
 import sys, time
@@ -62,6 +63,24 @@ def test_other_host_is_trusted_until_its_heartbeat_has_not_changed_for_long(
     first.release()
     second.check()
     second.release()
+
+
+def test_a_folder_that_is_kept_free_is_taken_only_afterwards(tmp_path: Path) -> None:
+    folder, lease = tmp_path / "attempt", Lease(tmp_path / "attempt")
+    folder.mkdir()
+    taker = threading.Thread(target=lease.try_acquire, daemon=True)
+    with kept_free(folder) as holder:
+        assert holder is None
+        taker.start()
+        taker.join(0.2)
+        assert taker.is_alive()
+        folder.rename(tmp_path / "removed")
+    taker.join(10)
+    lease.check()
+    with kept_free(folder) as holder:
+        assert holder is not None
+        assert str(os.getpid()) in holder
+    lease.release()
 
 
 def test_heartbeat_goes_on(tmp_path: Path) -> None:

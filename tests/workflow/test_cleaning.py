@@ -2,6 +2,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_json
 from worldtune.training.lease import Lease
-from worldtune.workflow.cleaning import cheap_files, confirm, everything, old_attempts, remove
+from worldtune.workflow.cleaning import Removal, cheap_files, confirm, everything, old_attempts, remove
 from worldtune.workflow.lock import WorkflowLock, unlock
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,22 @@ def test_everything_leaves_the_folders_and_what_links_point_to(run: Path, tmp_pa
     assert (own / "a.mp4").exists()
 
 
+@pytest.mark.parametrize("listed", [lambda root: old_attempts(root / "results/mine"), everything])
+def test_a_job_that_has_started_since_the_question_keeps_its_attempt(
+    run: Path, tmp_path: Path, listed: Callable[[Path], Removal]
+) -> None:
+    removal = listed(tmp_path)
+    lease = Lease(run / "attempts/cccc")
+    assert lease.try_acquire() is None
+    with pytest.raises(WorldtuneError, match=r"process \d+ .* has begun to write into .*cccc"):
+        remove(removal, tmp_path)
+    lease.check()
+    assert sorted(path.name for path in (run / "attempts").iterdir()) == ["aaaa", "bbbb", "cccc", "dddd"]
+    lease.release()
+    remove(removal, tmp_path)
+    assert not (run / "attempts/cccc").exists()
+
+
 def test_cheap_files_are_logs_and_caches(run: Path, tmp_path: Path) -> None:
     for name in ("logs/train", ".mypy_cache", "src/a/__pycache__", ".snakemake/log", ".snakemake/metadata"):
         (tmp_path / name).mkdir(parents=True)
@@ -118,6 +135,15 @@ def test_only_yes_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdin", Terminal(answer))
         assert confirm("?", yes=False) is expected
     assert confirm("?", yes=True)
+
+
+@pytest.mark.parametrize(("value", "told"), [("1", True), ("0", False), ("no", False), ("", False)])
+def test_make_takes_1_for_yes_and_nothing_else(value: str, told: bool) -> None:
+    for target in ("push", "prune", "reset"):
+        command = ["make", "--dry-run", "-C", str(ROOT), target, f"YES={value}", f"PUBLIC={value}"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert ("--yes" in printed) is told, target
+        assert ("--public" in printed) is (told and target == "push"), target
 
 
 def test_without_a_terminal_the_script_removes_nothing_unless_told(run: Path, tmp_path: Path) -> None:

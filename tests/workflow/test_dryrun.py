@@ -1,6 +1,7 @@
 """A dry run shows the whole graph of a checkout that has no data, no checkpoints and no GPU."""
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -122,6 +123,46 @@ def test_pages_of_unknown_names_name_the_nearest(workspace: Workspace, target: s
     result = workspace.snakemake("--dryrun", f"results/{target}", check=False)
     assert result.returncode
     assert message in result.text
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "near"),
+    [
+        ("base", "nvidia/Cosmos-Transfer1-7B/base_modle.pt", "nvidia/Cosmos-Transfer1-7B/base_model.pt"),
+        ("control", "nvidia/Cosmos-Transfer1-7B/egde_control.pt", "nvidia/Cosmos-Transfer1-7B/edge_control.pt"),
+        ("tokenizer", "nvidia/Cosmos-Tokenize1-CV8x8x8", "nvidia/Cosmos-Tokenize1-CV8x8x8-720p"),
+    ],
+)
+def test_a_misspelt_checkpoint_names_the_nearest(workspace: Workspace, key: str, name: str, near: str) -> None:
+    recipe = workspace.root / "config/recipes/wrong.toml"
+    recipe.write_text(f'extends = "edge_posttrain"\n[checkpoints]\n{key} = "{name}"\n')
+    result = workspace.snakemake("--dryrun", "results/wrong/model", check=False)
+    assert result.returncode
+    assert f"Recipe wrong: checkpoints.{key} = '{name}', but there is no checkpoints/{name}" in result.text
+    assert re.search(rf"did you mean .*{re.escape(near)}", result.text)
+    if key != "tokenizer":
+        own = workspace.root / "checkpoints" / name
+        own.parent.mkdir(parents=True)
+        own.write_bytes(b"")
+        assert "split_checkpoint" in counts(workspace.planned("results/wrong/model"))
+        shutil.rmtree(workspace.root / "checkpoints")
+    recipe.unlink()
+
+
+@pytest.mark.parametrize("what", ["model", "report.html"])
+def test_an_original_name_names_the_run_to_ask_for(workspace: Workspace, what: str) -> None:
+    original = "CTRL_7Bv1pt3_lvg_tp_121frames_control_input_edge_block3_pretrain"
+    result = workspace.snakemake("--dryrun", f"results/{original}/{what}", check=False)
+    assert result.returncode
+    assert f"results/{original} is no run. Ask for results/edge_pretrain/{what}" in result.text
+    assert "Function did not return str" not in result.text
+
+
+def test_numbers_that_readers_of_yaml_take_differently_are_no_change(workspace: Workspace) -> None:
+    number = {"held_out_fraction: 0.33": "held_out_fraction: 33e-2"}
+    workspace.edit("config/config.yaml", number)
+    assert workspace.planned("datasets/synthetic/dataset.json")
+    workspace.edit("config/config.yaml", {new: old for old, new in number.items()})
 
 
 def test_config_on_the_command_line_is_refused(workspace: Workspace) -> None:

@@ -11,7 +11,8 @@ from workspace import Workspace
 
 from worldtune.common.files import sha256_file, write_json
 from worldtune.dataset.clips import shard_of
-from worldtune.demo.scenes import render_scene, scene_names
+from worldtune.dataset.scenes import scene_names
+from worldtune.demo.scenes import render_scene
 from worldtune.media.video import write_video
 
 NUM_SHARDS = 3

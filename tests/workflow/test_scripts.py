@@ -109,7 +109,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     ],
     "unlock": [(("now",), "now")],
     "validate": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "parquet")],
-    "why": [(("--run", "no"), "no")],
+    "why": [(("--run", "no"), "no"), (("--run", "no.toml"), "no recipe file no.toml")],
 }
 
 

@@ -13,7 +13,17 @@ CONTROLS = Path(__file__).parents[2] / "src/worldtune/controls"
 PINNED = Path(__file__).with_name("stage_versions.json")
 CONTROL_MODULES = sorted(path.stem for path in CONTROLS.glob("[a-z]*.py"))
 STAGES = {
-    "render_synthetic": ["demo/write.py", "demo/scenes.py", "demo/render.py", "demo/figure.py", "demo/driving.py"],
+    "render_synthetic": [
+        "demo/write.py",
+        *(
+            "demo/scenes.py",
+            "demo/render.py",
+            "demo/figure.py",
+            "demo/driving.py",
+            "dataset/scenes.py",
+            "formats/rle.py",
+        ),
+    ],
     "make_demo_checkpoints": [
         "demo/checkpoints.py",
         "demo/base_training.py",
@@ -27,7 +37,7 @@ STAGES = {
     "t5": ["dataset/t5.py", "annotate/t5.py", "dataset/text.py"],
     "controls": [
         "dataset/controls.py",
-        *("controls/edge.py", "controls/shrink.py", "dataset/rle.py", "media/geometry.py", "media/video.py"),
+        *("controls/edge.py", "controls/shrink.py", "formats/rle.py", "media/geometry.py", "media/video.py"),
     ],
     "validate": ["dataset/validate.py"],
     "dataset_report": ["dataset/fitting.py"],
@@ -41,7 +51,8 @@ STAGES = {
         *(f"transfer1/{name}.py" for name in ("loading", "logvar", "network", "objective", "parallelize", "rotary")),
         *(f"transfer1/{name}.py" for name in ("task", "tokenizer")),
         *(f"controls/{name}.py" for name in CONTROL_MODULES),
-        *(f"dataset/{name}.py" for name in ("fitting", "pickles", "rle", "text")),
+        *(f"dataset/{name}.py" for name in ("fitting", "text")),
+        *(f"formats/{name}.py" for name in ("pickles", "rle")),
         "media/geometry.py",
         "media/video.py",
         "parallel/shards.py",

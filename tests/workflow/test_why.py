@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from workspace import Workspace
 
@@ -43,6 +46,20 @@ def test_a_changed_entry_of_a_listing_and_a_version_are_told_apart_from_the_rest
     assert "was version 1" in text
     assert "now version 2" in text
     assert "Union of exclusive" not in text
+
+
+def test_the_original_name_of_an_experiment_stands_for_its_run(workspace: Workspace) -> None:
+    original = "CTRL_7Bv1pt3_lvg_tp_121frames_control_input_edge_block3_pretrain"
+    done = subprocess.run(
+        [sys.executable, "src/scripts/why.py", "--run", original],
+        cwd=workspace.root,
+        env=workspace.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "export: results/edge_pretrain/model" in done.stdout
 
 
 def test_an_error_of_ours_is_all_that_is_said(workspace: Workspace) -> None:

@@ -148,6 +148,24 @@ class Catalogue(Entry):
         advice = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(requests)}."
         raise WorldtuneError(f"{name} is not in the checkpoint catalogue ({CATALOGUE_FILE}): {advice}")
 
+    def check_available(self, name: str, key: str, checkpoints: Path) -> None:
+        """Check that a checkpoint is listed here or lies below `checkpoints`; nothing is downloaded.
+
+        Args:
+            name: see `find`.
+            key: where it is asked for, for the message.
+            checkpoints: folder of all checkpoints.
+
+        Raises:
+            WorldtuneError: it is in neither; the message has the nearest names.
+        """
+        if (checkpoints / name).exists():
+            return
+        try:
+            self.find(name)
+        except WorldtuneError as error:
+            raise WorldtuneError(f"{key} = {name!r}, but there is no {checkpoints / name}. {error}") from error
+
 
 def load_catalogue(path: Path = CATALOGUE_FILE) -> Catalogue:
     """Read the catalogue.

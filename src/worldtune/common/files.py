@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise WorldtuneError(f"{path} does not exist. Run the rule that makes it (`make why` shows which).") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise WorldtuneError(f"{path} is no valid JSON ({error}). Delete it and run the rule that makes it.") from error
 
 

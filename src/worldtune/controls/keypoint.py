@@ -12,7 +12,7 @@ import numpy as np
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.protocol import Controlled, ControlSource
-from worldtune.dataset.pickles import MAX_CONTROL_BYTES, read_pickle
+from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
 from worldtune.recipe.schema import Control, KeypointControl
 
 NUM_COCO = 133
@@ -161,15 +161,34 @@ def _rows(person: dict[Any, Any], key: str, numbers: tuple[int, ...]) -> np.ndar
     return array.astype(np.float32)
 
 
-def _draw_frame(canvas: np.ndarray, people: Any, config: KeypointControl) -> None:
+def people_points(people: Any, confidence_min: float) -> list[np.ndarray]:
+    """Return the keypoints of the people of one frame of a file, in OpenPose's order.
+
+    Args:
+        people: the frame's entry in the file, as it was read.
+        confidence_min: the confidence from which on a keypoint is drawn, and has to be a place.
+
+    Returns:
+        float32 [134, 3] for each person: x and y as parts of the frame's width and height, confidence.
+
+    Raises:
+        WorldtuneError: the entry is no list of people, or a place is no part of the frame.
+    """
     if not isinstance(people, list | tuple):
         raise WorldtuneError("it holds no list of people")
-    height, width = canvas.shape[:2]
+    found = []
     for person in people:
         points = to_openpose(_person(person))
-        places = points[points[:, 2] >= config.confidence_min, :2]
+        places = points[points[:, 2] >= confidence_min, :2]
         if not (np.abs(places) <= LARGEST_COORDINATE).all():
             raise WorldtuneError("a place is no part of the frame's width and height (0 to 1); divide pixels by them")
+        found.append(points)
+    return found
+
+
+def _draw_frame(canvas: np.ndarray, people: Any, config: KeypointControl) -> None:
+    height, width = canvas.shape[:2]
+    for points in people_points(people, config.confidence_min):
         draw_person(canvas, points * np.array([width, height, 1], np.float32), config)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.protocol import Controlled, ControlSource, draw_integer
-from worldtune.dataset.pickles import MAX_CONTROL_BYTES, read_pickle
-from worldtune.dataset.rle import decode_clip_mask, decode_runs
+from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
+from worldtune.formats.rle import decode_clip_mask, decode_runs
 from worldtune.recipe.schema import Control, SegControl
 
 EVALUATION_SEED = 0

@@ -31,6 +31,8 @@ CONTROL_SUFFIXES: dict[str, str] = {
     "lidar": ".mp4",
 }
 """Kinds of control that have a file for each clip, and the file's suffix."""
+COMPUTED_CONTROLS = frozenset({"edge"})
+"""Controls of CONTROL_SUFFIXES that are made from the video; the others are given."""
 COMPUTED_IN_TRAINING = frozenset({"vis", "upscale"})
 """Kinds of control that have no files, since each sample computes them from its frames."""
 

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import COMPUTED_IN_TRAINING, CONTROL_SUFFIXES
+from worldtune.dataset.clips import COMPUTED_CONTROLS, COMPUTED_IN_TRAINING, CONTROL_SUFFIXES
 from worldtune.recipe.project import read_config
 from worldtune.recipe.schema import Recipe
 
@@ -76,7 +76,8 @@ class DatasetConfig(BaseModel):
     """Clips with fewer frames are not used."""
     controls: tuple[str, ...] = ("edge",)
     """Controls that every clip must have: edge is computed, the others (depth, seg, keypoint, hdmap, lidar) are given
-    beside the videos. Recipes of the controls vis and upscale need none, since training computes them."""
+    beside the videos, frame by frame. Clips that are cut out of a video, such as those of kind hdvila, can have edge
+    alone. Recipes of the controls vis and upscale need none, since training computes them."""
     text_encoder: str = "google-t5/t5-11b"
     """T5 encoder for the captions, as a folder below checkpoints/."""
     text_max_tokens: PositiveInt = 512
@@ -153,6 +154,13 @@ class DatasetConfig(BaseModel):
             self._check_world()
         if self.kind == "hdvila" and self.max_clips is None:
             raise ValueError("kind 'hdvila' needs max_clips, the number of videos to download")
+        given = [kind for kind in self.controls if kind not in COMPUTED_CONTROLS]
+        if self.kind == "hdvila" and given:
+            raise ValueError(
+                f"controls: kind 'hdvila' cuts its clips out of longer videos, for which {', '.join(given)} cannot be "
+                f"given; expected {', '.join(COMPUTED_CONTROLS)} alone. Put videos with these files into a folder "
+                "(kind 'folder')"
+            )
         return self
 
     def _check_world(self) -> None:

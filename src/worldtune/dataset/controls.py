@@ -14,21 +14,21 @@ import pyarrow as pa
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import copy_file, sha256_file
-from worldtune.dataset.clips import control_path, video_path
+from worldtune.dataset.clips import COMPUTED_CONTROLS, control_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import open_ledger
-from worldtune.dataset.listing import COMPUTED_CONTROLS, control_key
+from worldtune.dataset.listing import control_key
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
-from worldtune.dataset.pickles import MAX_CONTROL_BYTES, read_pickle
-from worldtune.dataset.rle import decode_runs
 from worldtune.dataset.work import Outcome, Task, do_tasks
+from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
+from worldtune.formats.rle import decode_runs
 from worldtune.media.geometry import nearest_aspect_ratio
 from worldtune.media.video import check_video, iterate_frames, video_writer
-from worldtune.recipe.schema import VIDEO_SIZES_WH
+from worldtune.recipe.schema import VIDEO_SIZES_WH, KeypointControl
 
-VERSION = 3
+VERSION = 4
 
 EDGE_PRESET = "medium"
 
@@ -182,6 +182,15 @@ def _check_frames(job: ControlJob, num_frames: int) -> None:
 def _take_given(job: ControlJob) -> int:
     if job.clip["start_s"] is not None:
         raise WorldtuneError("the clip is a part of its video; cut the video and its control yourself")
+    # The clip then has other frames than the video, for which the control was made.
+    if job.clip["source_variable_frame_rate"] or job.clip["source_rotation_degrees"]:
+        turned = job.clip["source_rotation_degrees"]
+        found = (
+            f"is turned by {turned} degrees when it is shown" if turned else "has frames that last for different times"
+        )
+        raise WorldtuneError(
+            f"the video {found}; encode the video with a constant rate, upright, and make the control from that"
+        )
     if not job.given.is_file():
         raise WorldtuneError(f"expected it as {job.given_key} in the source folder")
     num_frames = GIVEN_CHECKS[job.kind](job)
@@ -194,6 +203,8 @@ def _check_given_video(job: ControlJob) -> int:
     info = check_video(job.given)
     if info.variable_frame_rate:
         raise WorldtuneError("its frames last for different times; encode it with the video's rate")
+    if info.rotation_degrees:
+        raise WorldtuneError(f"it is turned by {info.rotation_degrees} degrees when it is shown; encode it upright")
     if (info.width, info.height) != (job.clip["width"], job.clip["height"]):
         raise WorldtuneError(
             f"it is {info.width}x{info.height}, the clip is {job.clip['width']}x{job.clip['height']}; make it again"
@@ -226,7 +237,10 @@ def _check_segmentation(job: ControlJob) -> int:
 
 
 def _check_keypoints(job: ControlJob) -> int:
-    """Check {frame: [person, ...]} with body-keypoints [133, 3] or [91, 3] and hand-keypoints [42, 3] in each."""
+    """Check {frame: [person, ...]} as drawing does at the recipes' usual confidence."""
+    # Imported here for the same reason as edges are.
+    from worldtune.controls.keypoint import people_points
+
     frames = read_pickle(job.given, MAX_CONTROL_BYTES)
     if not isinstance(frames, dict) or not all(isinstance(frame, int) for frame in frames):
         raise WorldtuneError("expected a table of frame numbers")
@@ -234,20 +248,10 @@ def _check_keypoints(job: ControlJob) -> int:
     if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         raise WorldtuneError("its frame numbers have gaps; give an entry for every frame")
     for number in numbers:
-        people = frames[number]
-        if not isinstance(people, list | tuple):
-            raise WorldtuneError(f"frame {number} holds no list of people")
-        for person in people:
-            body, hands = (
-                (person.get("body-keypoints"), person.get("hand-keypoints"))
-                if isinstance(person, dict)
-                else (None, None)
-            )
-            if getattr(body, "shape", None) not in ((133, 3), (91, 3)) or getattr(hands, "shape", None) != (42, 3):
-                raise WorldtuneError(
-                    f"frame {number}: expected people with body-keypoints [133, 3] or [91, 3] and hand-keypoints "
-                    "[42, 3]"
-                )
+        try:
+            people_points(frames[number], KeypointControl().confidence_min)
+        except WorldtuneError as error:
+            raise WorldtuneError(f"frame {number}: {error}") from error
     return len(numbers)
 
 

@@ -2,7 +2,7 @@
 
 A video that could not be downloaded keeps its row and its reason in the ledger, so that a repeated job does not ask for
 it again: what is gone stays gone, and thousands of such requests get an address blocked. Only `forget_failed` (`make
-retry`) lets them be tried again.
+retry`) lets them be tried again. A network that cannot be reached ends the job and is held against no video.
 """
 
 import errno
@@ -10,6 +10,7 @@ import http.client
 import json
 import logging
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TIME = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
 OWN_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 """Failures of this machine's disk, which say nothing of a video."""
+OUTAGES = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH})
+"""Failures of the network, which say nothing of a video either."""
 
 COLUMNS: dict[str, pa.DataType] = {**CLIP_COLUMNS, "url": pa.string(), "num_bytes": pa.int64()}
 """Columns of the manifest."""
@@ -143,7 +146,7 @@ def fetch_videos(
         The manifest's path. It has a row for each clip, with the reason where its video could not be downloaded.
 
     Raises:
-        WorldtuneError: the metadata are missing or wrong.
+        WorldtuneError: the metadata are missing or wrong, or the network cannot be reached.
         OSError: the disk is full or cannot be written.
     """
     root, source = datasets / name, source_folder(name, config, datasets)
@@ -180,7 +183,7 @@ def _download(url: str, target: Path) -> None:
     Raises:
         DownloadError: it cannot be had.
         OSError: the disk is full or cannot be written.
-        WorldtuneError: the library is not installed.
+        WorldtuneError: the library is not installed, or the network cannot be reached.
     """
     # Imported late: nothing else needs it.
     try:
@@ -199,13 +202,34 @@ def _download(url: str, target: Path) -> None:
         expected, found = stream.filesize, target.stat().st_size
         if not found or found != expected:
             raise DownloadError(f"{found} of {expected} bytes have arrived")
-    except OSError as error:
-        if error.errno in OWN_ERRORS:
-            raise
-        raise DownloadError(_one_line(error)) from error
     # The last four are what the library ends in where a page is not as it expects.
-    except (PytubeFixError, http.client.HTTPException, LookupError, ValueError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        PytubeFixError,
+        http.client.HTTPException,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        if isinstance(error, OSError) and error.errno in OWN_ERRORS:
+            raise
+        if _is_outage(error):
+            raise WorldtuneError(
+                f"{url} cannot be asked for, since the network cannot be reached ({_one_line(error)}). Mend that and "
+                "start the same snakemake command again; no video was marked as failed for it."
+            ) from error
         raise DownloadError(_one_line(error)) from error
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """Whether an error is one of the network as a whole, or comes from such a one."""
+    if not isinstance(error, BaseException):
+        return False
+    if isinstance(error, socket.gaierror) or (isinstance(error, OSError) and error.errno in OUTAGES):
+        return True
+    # A URLError has what it comes from as its reason.
+    return any(_is_outage(origin) for origin in (error.__cause__ or error.__context__, getattr(error, "reason", None)))
 
 
 def _one_line(error: Exception) -> str:

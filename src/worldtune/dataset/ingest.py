@@ -34,7 +34,7 @@ from worldtune.media.video import (
     probe,
 )
 
-VERSION = 3
+VERSION = 4
 
 STAGE = "ingest"
 KEPT_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
@@ -62,6 +62,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "source_num_frames": pa.int64(),
     "source_fps": pa.float64(),
     "source_variable_frame_rate": pa.bool_(),
+    "source_rotation_degrees": pa.int64(),
 }
 """Columns of the manifest."""
 
@@ -174,6 +175,7 @@ def ingest_clip(job: IngestJob) -> Outcome:
             "source_num_frames": source.num_frames,
             "source_fps": source.fps,
             "source_variable_frame_rate": source.variable_frame_rate,
+            "source_rotation_degrees": source.rotation_degrees,
         }
         problem = _problem(job, source)
         if problem:

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
+from worldtune.dataset.clips import COMPUTED_CONTROLS, CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.download import METADATA, listed_clips
+from worldtune.dataset.scenes import scene_names
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
 CAPTION_SUFFIXES = (".txt", ".json")
 """Suffixes of a caption beside its video; the first that is there is taken."""
-COMPUTED_CONTROLS = frozenset({"edge"})
-"""Controls that are made from the video; the others are given."""
 MAX_CAPTION_BYTES = 1 << 20
 LIST_COLUMNS = frozenset({"video", "caption", "start_s", "end_s"})
 
@@ -148,9 +147,6 @@ def list_dataset(name: str, config: DatasetConfig, datasets: Path = Path("datase
     if config.kind == "folder":
         clips = _list_folder(source, Path(config.captions) if config.captions else None)
     elif config.kind == "synthetic":
-        # Imported here, since it needs the renderer, which other datasets do not.
-        from worldtune.demo.scenes import scene_names
-
         stems = scene_names(config.num_clips or 0)
         if config.views:
             # The main camera's caption tells the scene; the others have what their view says.

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path
-from worldtune.dataset.pickles import read_pickle
+from worldtune.formats.pickles import read_pickle
 
 MAX_ELEMENT_BYTES = 8
 MAX_OVERHEAD_BYTES = 65536

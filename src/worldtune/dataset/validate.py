@@ -41,7 +41,7 @@ from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, wr
 from worldtune.dataset.t5 import COLUMNS as T5_COLUMNS
 from worldtune.dataset.t5 import STAGE as T5_STAGE
 
-VERSION = 2
+VERSION = 3
 
 SPLIT_DIGITS = 16
 REASON_SEPARATOR = " | "
@@ -149,7 +149,9 @@ def _clip_row(root: Path, identifier: str, tables: Mapping[str, Mapping[str, Row
     controls = {kind: found[control_stage(kind)] or {} for kind in config.controls}
     fetched = found.get(FETCH_STAGE) or {}
     # What the other stages say of a video that never came follows from that.
-    reasons = [fetched["reason"]] if fetched.get("reason") else []
+    reasons = []
+    if fetched.get("reason"):
+        reasons = [f"{fetched['reason']}; `make retry DATASET={root.name}` asks for it again"]
     reasons = reasons or _reasons(root, identifier, video, caption, text, controls, config)
     return {
         "clip_id": identifier,

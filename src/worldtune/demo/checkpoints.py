@@ -17,9 +17,10 @@ from worldtune.annotate.t5 import TextEncoder
 from worldtune.checkpoint.hub import write_file_list
 from worldtune.common.files import atomic_path
 from worldtune.common.progress import progress
+from worldtune.dataset.scenes import scene_names
 from worldtune.demo.base_training import OBJECTIVE, PHASES, Clips, Phase, TrainedBase, train_base
 from worldtune.demo.codec import Decoder, Encoder
-from worldtune.demo.scenes import render_scene, scene_names
+from worldtune.demo.scenes import render_scene
 from worldtune.demo.text_encoder import CHANNELS, write_text_encoder
 from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
 from worldtune.training.random import generator

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from worldtune.dataset.scenes import scene_number
 from worldtune.demo.render import Box, Camera, Floats, Paint, Picture, Solid, Surroundings, render, turn, unit
-from worldtune.demo.scenes import COLOURS, SKIES, scene_number
+from worldtune.demo.scenes import COLOURS, SKIES
 
 CAMERA_YAW_DEG = {
     "pinhole_front": 0.0,

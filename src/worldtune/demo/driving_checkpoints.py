@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from worldtune.common.progress import progress
+from worldtune.dataset.scenes import scene_names
 from worldtune.demo.base_training import Clips, Phase, train_base
 from worldtune.demo.checkpoints import (
     FPS,
@@ -25,7 +26,6 @@ from worldtune.demo.checkpoints import (
     write_networks,
 )
 from worldtune.demo.driving import CAMERA_CAPTIONS, render_street
-from worldtune.demo.scenes import scene_names
 from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
 from worldtune.recipe.schema import Objective
 from worldtune.transfer1.tokenizer import VideoTokenizer

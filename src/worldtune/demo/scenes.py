@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from worldtune.common.errors import WorldtuneError
+from worldtune.dataset.scenes import scene_number
 from worldtune.demo.figure import SKIN, Walker, walk
 from worldtune.demo.render import (
     Box,
@@ -26,7 +26,6 @@ from worldtune.demo.render import (
     unit,
 )
 
-NAME_PREFIX = "scene_"
 NUM_KEYPOINTS = 133
 MIDDLE_S = 0.75
 """When moving things pass the places that the layout gave them."""
@@ -167,23 +166,6 @@ class RenderedScene:
 
 def _article(word: str) -> str:
     return "An" if word[0] in "aeiou" else "A"
-
-
-def scene_names(num_clips: int) -> list[str]:
-    """Return the names of the first `num_clips` scenes."""
-    return [f"{NAME_PREFIX}{number:04d}" for number in range(num_clips)]
-
-
-def scene_number(name: str) -> int:
-    """Return the number of a scene.
-
-    Raises:
-        WorldtuneError: the name is not one of `scene_names`.
-    """
-    digits = name.removeprefix(NAME_PREFIX)
-    if digits == name or not digits.isdecimal():
-        raise WorldtuneError(f"{name!r} names no scene; names look like {NAME_PREFIX}0007")
-    return int(digits)
 
 
 def plan_scene(name: str, *, seed: int) -> Plan:

@@ -17,7 +17,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from worldtune.common.files import atomic_path
-from worldtune.demo.scenes import plan_scene, scene_names
+from worldtune.dataset.scenes import scene_names
+from worldtune.demo.scenes import plan_scene
 
 CHANNELS = 64
 """Width of the text embeddings."""

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from worldtune.common.files import atomic_path, sha256_file, write_json, write_text
 from worldtune.common.progress import progress
-from worldtune.dataset.rle import encode_clip_mask
 from worldtune.demo.driving import MAIN_CAMERA, Street, render_street
 from worldtune.demo.scenes import RenderedScene, render_scene
+from worldtune.formats.rle import encode_clip_mask
 from worldtune.media.video import write_video
 
 VERSION = 2

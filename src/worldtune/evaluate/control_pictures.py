@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.clips import control_path
-from worldtune.dataset.pickles import MAX_CONTROL_BYTES, read_pickle
-from worldtune.dataset.rle import decode_clip_mask
+from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
+from worldtune.formats.rle import decode_clip_mask
 from worldtune.media.video import read_frames
 
 MIN_CONFIDENCE = 0.6

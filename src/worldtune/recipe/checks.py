@@ -2,11 +2,24 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.network import NetworkConfig
-from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_FRAMES, LATENT_PIXELS, RESULTS, Control, Recipe, Section
+from worldtune.recipe.schema import (
+    LATENT_CHANNELS,
+    LATENT_FRAMES,
+    LATENT_PIXELS,
+    RESULTS,
+    Checkpoints,
+    Control,
+    Recipe,
+    Section,
+)
+
+CHECKPOINT = re.compile(r"[\w.-]+/[\w.-]+/[\w.-]+\.pt")
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_recipe(recipe: Recipe, source: str) -> None:
@@ -21,6 +34,7 @@ def check_recipe(recipe: Recipe, source: str) -> None:
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
+    yield from _checkpoint_problems(recipe.checkpoints)
     yield from _start_problems(recipe)
     yield from _frame_problems(recipe)
     yield from _batch_problems(recipe)
@@ -29,6 +43,16 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _layout_problems(recipe)
     yield from _control_problems(recipe.control)
     yield from _range_problems(recipe)
+
+
+def _checkpoint_problems(checkpoints: Checkpoints) -> Iterator[str]:
+    file, folder = (CHECKPOINT, "<organization>/<repository>/<name>.pt"), (REPOSITORY, "<organization>/<repository>")
+    for key, (pattern, expected) in (("base", file), ("control", file), ("tokenizer", folder)):
+        path = getattr(checkpoints, key)
+        if key == "control" and not path:
+            continue
+        if not pattern.fullmatch(path) or {".", ".."} & set(path.split("/")):
+            yield f"checkpoints.{key}: must be {expected}, a path below checkpoints/, found {path!r}"
 
 
 def _start_problems(recipe: Recipe) -> Iterator[str]:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from yaml import YAMLError
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.checks import check_recipe
@@ -36,22 +37,29 @@ def recipe_path(name: str, root: Path = Path()) -> Path:
         if not Path(name).is_file():
             raise WorldtuneError(f"there is no recipe file {name}. Recipes lie in {RECIPES}/.")
         return Path(name)
-    path = root / RECIPES / f"{name}.toml"
+    return _find(name, root, "*.toml")
+
+
+def _find(name: str, root: Path, pattern: str) -> Path:
+    """Find the file of a recipe by its name or the original experiment's, among those that `pattern` finds."""
+    folder = root / RECIPES
+    path = folder / f"{name}.toml"
     if path.is_file():
         return path
     known: dict[str, list[Path]] = {}
-    for candidate in sorted((root / RECIPES).glob("*.toml")):
-        known.setdefault(candidate.stem, []).append(candidate)
+    for candidate in sorted(folder.glob(pattern)):
+        known.setdefault(candidate.relative_to(folder).with_suffix("").as_posix(), []).append(candidate)
         # What a recipe inherits from the one it extends is not its own name.
-        original = _read_toml(candidate).get("experiment", {}).get("original_name")
-        if original:
+        experiment = _read_toml(candidate).get("experiment")
+        original = experiment.get("original_name") if isinstance(experiment, dict) else None
+        if original and isinstance(original, str):
             known.setdefault(original, []).append(candidate)
     found = known.get(name, [])
     if not found:
-        raise WorldtuneError(f"there is no recipe {name!r} in {root / RECIPES}/{_nearest(name, known)}.")
+        raise WorldtuneError(f"there is no recipe {name!r} in {folder}/{_nearest(name, known)}.")
     if len(found) > 1:
         raise WorldtuneError(
-            f"{name} is the experiment.original_name of {len(found)} recipes in {root / RECIPES}/. Name the one that "
+            f"{name} is the experiment.original_name of {len(found)} recipes in {folder}/. Name the one that "
             f"is meant: {', '.join(path.stem for path in found)}. Or remove original_name from copied recipes."
         )
     return found[0]
@@ -140,11 +148,19 @@ def _merge_parents(path: Path, root: Path, children: tuple[Path, ...]) -> dict[s
         raise WorldtuneError(f"{path}: extends must be the name of a recipe or a list of names, found {parents!r}.")
     merged: dict[str, Any] = {}
     for parent in parents:
-        parent_path = path.parent / f"{parent}.toml"
-        if not parent_path.is_file():
-            parent_path = recipe_path(parent, root)
-        merged = merge(merged, _merge_parents(parent_path, root, (*children, path.resolve())))
+        merged = merge(merged, _merge_parents(_parent_path(path, parent, root), root, (*children, path.resolve())))
     return merge(merged, values)
+
+
+def _parent_path(path: Path, parent: str, root: Path) -> Path:
+    """Return the file that a recipe extends: one beside it, or a recipe or a part below config/recipes/."""
+    beside = path.parent / f"{parent}.toml"
+    if beside.is_file():
+        return beside
+    try:
+        return recipe_path(parent, root) if parent.endswith(".toml") else _find(parent, root, "**/*.toml")
+    except WorldtuneError as error:
+        raise WorldtuneError(f"{path}: extends: {error}") from error
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +185,7 @@ def _merge_model(values: dict[str, Any], path: Path, root: Path) -> None:
 
 
 def _parse_overrides(overrides: Sequence[str]) -> Any:
+    parsed = OmegaConf.create()
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
@@ -176,7 +193,13 @@ def _parse_overrides(overrides: Sequence[str]) -> Any:
         known = list(known_keys(Recipe))
         if key not in known and not any(name.startswith(key + ".") for name in known):
             raise WorldtuneError(f"override {override!r}: there is no key {key!r}{_nearest(key, known)}.")
-    return OmegaConf.from_dotlist(list(overrides))
+        try:
+            parsed.merge_with_dotlist([override])
+        except YAMLError as error:
+            raise WorldtuneError(
+                f"override {override!r}: its value is no YAML ({' '.join(str(error).split())})."
+            ) from error
+    return parsed
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

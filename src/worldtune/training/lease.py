@@ -139,6 +139,19 @@ def held_lease(folder: Path) -> Iterator[Lease]:
         lease.release()
 
 
+@contextmanager
+def kept_free(folder: Path) -> Iterator[str | None]:
+    """Let nobody take the lease of a folder meanwhile; the folder may be renamed.
+
+    Yields:
+        None where nobody holds the lease, else a description of its holder, who keeps it.
+    """
+    lease = Lease(folder)
+    with lease._locked():
+        holder = _read(lease._path)
+        yield _describe(holder) if holder is not None and lease._alive(holder) else None
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Removing what runs have left: old attempts, what is made again cheaply, or everything."""
 
-import os
+import contextlib
 import shutil
 import sys
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
-from worldtune.training.lease import LEASE_FILE, Lease
+from worldtune.training.lease import LEASE_FILE, kept_free
 from worldtune.workflow.lock import WorkflowLock
 
 CHEAP = ("logs", "wandb", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".snakemake/log")
@@ -68,11 +68,8 @@ def _holder(folder: Path) -> str | None:
     """Return the process that holds a folder's lease, or None where nobody does."""
     if not (folder / LEASE_FILE).exists():
         return None
-    lease = Lease(folder)
-    holder = lease.try_acquire()
-    if holder is None:
-        lease.release()
-    return holder
+    with kept_free(folder) as holder:
+        return holder
 
 
 def cheap_files(root: Path) -> Removal:
@@ -122,19 +119,32 @@ def remove(removal: Removal, root: Path) -> None:
     """Remove what was listed; no snakemake of the repository in `root` may run.
 
     Raises:
-        WorldtuneError: one runs.
+        WorldtuneError: one runs, or a training job has come to write into an attempt since the list was made.
     """
     # Named, since the lock ends with the object.
     lock = WorkflowLock(root / ".snakemake")
     lock.acquire()
-    for path in removal.paths:
+    doomed = []
+    with contextlib.ExitStack() as free:
+        for attempt in (attempt for path in removal.paths for attempt in _attempts(path)):
+            holder = free.enter_context(kept_free(attempt))
+            if holder is not None:
+                raise WorldtuneError(
+                    f"{holder} has begun to write into {attempt}. Stop that job first; nothing was removed."
+                )
+        # Renamed first: a folder that is half removed must not pass for a whole one.
+        for path in removal.paths:
+            doomed.append(path.rename(path.with_name(path.name + DOOMED)))
+    for path in doomed:
         if path.is_symlink() or not path.is_dir():
             path.unlink()
-            continue
-        # Renamed first: a folder that is half removed must not pass for a whole one.
-        doomed = path.with_name(path.name + DOOMED)
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
+        else:
+            shutil.rmtree(path)
+
+
+def _attempts(path: Path) -> list[Path]:
+    """Return the attempts that a folder is or holds: results/<run>/attempts/<identity>, or those of results/<run>."""
+    return [path] if path.parent.name == "attempts" else [found for found in path.glob("attempts/*") if found.is_dir()]
 
 
 def confirm(question: str, *, yes: bool) -> bool:

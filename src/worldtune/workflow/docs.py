@@ -53,8 +53,8 @@ DEPARTURES = """## Departures from the published recipes
   together, with which the network cannot run), and tokens meet their own view's text under sequence parallelism too.
 * One driving view takes its own captions and the whole clip's folder layout (published: captions are replaced by the
   camera's prefix, since the view is misnamed).
-* Depth, segmentation and keypoints are asked of the dataset `hdvila_annotated`, edges of `hdvila`: what a clip must
-  have is a property of the dataset.
+* Depth, segmentation and keypoints are asked of the dataset `annotated`, a folder of whole videos with these files
+  beside them, and not of `hdvila`, whose clips are cut out of longer videos: a control is given for every frame.
 * The `demo_*` recipes differ from their originals in size, data, learning rate and length, and train in float32 on two
   processes; wiring, objective and control are the same (tests/recipe/test_load.py compares them).
 """

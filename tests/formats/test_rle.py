@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.rle import decode_clip_mask, decode_runs, encode_clip_mask, encode_runs, runs_of
+from worldtune.formats.rle import decode_clip_mask, decode_runs, encode_clip_mask, encode_runs, runs_of
 
 
 def reference_text(runs: list[int]) -> bytes:
