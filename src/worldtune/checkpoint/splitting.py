@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from torch import Tensor
 
 from worldtune.checkpoint.reading import CheckpointFile, Weights, read_checkpoint
-from worldtune.checkpoint.writing import write_pickled, write_safetensors
+from worldtune.checkpoint.writing import fresh_tensor, write_pickled, write_safetensors
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, read_json, sha256_file, write_json
 from worldtune.common.progress import progress
@@ -85,9 +85,7 @@ class FullTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """Return the full tensor `name`."""
         dim = self._dims[name]
-        if dim is None or len(self._files) == 1:
-            return self._files[0][name]
-        return torch.cat([file[name] for file in self._files], dim=dim)
+        return self._files[0][name] if dim is None else _concatenated([file[name] for file in self._files], dim)
 
     def piece(self, name: str, dim: int | None, degree: int, rank: int) -> Tensor:
         """Return what rank `rank` of `degree` has of the tensor `name`, split along `dim`; reads no more than that."""
@@ -100,7 +98,7 @@ class FullTensors(Mapping[str, Tensor]):
             start, stop = max(rank * wanted, number * length), min((rank + 1) * wanted, (number + 1) * length)
             if start < stop:
                 parts.append(file[name].narrow(dim, start - number * length, stop - start))
-        return torch.cat(parts or [self._files[0][name]], dim=dim)
+        return _concatenated(parts, dim) if parts else self._files[0][name]
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names in the order of the source file."""
@@ -109,6 +107,14 @@ class FullTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Return the number of tensors."""
         return len(self.described)
+
+
+def _concatenated(parts: Sequence[Tensor], dim: int) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    shape = list(parts[0].shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    return torch.cat([part.detach() for part in parts], dim=dim, out=fresh_tensor(shape, parts[0].dtype))
 
 
 class JoinedCheckpoint(FullTensors):

@@ -1,8 +1,10 @@
 """Writing checkpoints one tensor at a time, so that a file may be larger than the memory."""
 
 import json
+import mmap
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import IO, Any
 
 import torch
@@ -24,11 +26,21 @@ def write_pickled(
         produce: returns the tensor of a name; called once for each, in order.
         wrap: puts the dict of all tensors into its container.
     """
-    # Memory that is never written to takes none.
-    blanks = {name: torch.empty(like.shape, dtype=like.dtype) for name, like in described.items()}
+    blanks = {name: fresh_tensor(like.shape, like.dtype) for name, like in described.items()}
     with torch.serialization._open_zipfile_writer(file) as archive:
         filled = _FilledArchive(archive, described, produce)
         torch.serialization._save(wrap(blanks), filled, pickle, torch.serialization.DEFAULT_PROTOCOL, False)
+
+
+def fresh_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return a contiguous tensor of zeros that takes memory only once it is written to, and none once it is dropped.
+
+    The C library keeps what it lent to tensors of torch.empty up to 32 MiB, and seldom finds a use for it.
+    """
+    num_bytes = prod(shape) * dtype.itemsize
+    if not num_bytes:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE), dtype=dtype).reshape(shape)
 
 
 class _FilledArchive:
@@ -47,7 +59,7 @@ class _FilledArchive:
             tensor = _produced(name, self._described, self._produce)
             # A view would be written with the whole tensor behind it.
             if tensor.untyped_storage().nbytes() != size:
-                tensor = tensor.clone()
+                tensor = fresh_tensor(tensor.shape, tensor.dtype).copy_(tensor)
             data = tensor.untyped_storage()
         self._archive.write_record(record, data, size)
 
@@ -76,7 +88,7 @@ def write_safetensors(file: IO[bytes], described: Described, produce: Callable[[
 
 
 def _produced(name: str, described: Described, produce: Callable[[str], Tensor]) -> Tensor:
-    tensor = produce(name).detach().contiguous()
+    tensor = produce(name).detach()
     like = described[name]
     assert (tensor.shape, tensor.dtype) == (like.shape, like.dtype), f"{name} is not as described"
-    return tensor
+    return tensor if tensor.is_contiguous() else fresh_tensor(tensor.shape, tensor.dtype).copy_(tensor)
