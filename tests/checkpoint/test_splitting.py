@@ -118,6 +118,8 @@ def test_files_of_another_degree_are_refused(tmp_path: Path) -> None:
 def test_a_tensor_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorldtuneError, match=r"layer1\.weight.*3 equal pieces"):
         split_checkpoint(save(tmp_path / "x.pt", {"net.layer1.weight": torch.zeros(8, 3)}), tmp_path / "parts", 3)
+    with pytest.raises(WorldtuneError, match=r"layer2\.weight has shape \(8,\): axis 1"):
+        split_checkpoint(save(tmp_path / "x.pt", {"net.layer2.weight": torch.zeros(8)}), tmp_path / "parts", 2)
     assert not (tmp_path / "parts" / "x.split.json").exists()
 
 

@@ -80,7 +80,8 @@ class FullTensors(Mapping[str, Tensor]):
 
     def _full_size(self, name: str, piece: Tensor) -> Tensor:
         dim = self._dims[name]
-        return piece if dim is None else torch.cat([piece] * len(self._files), dim=dim)
+        # One file may come from anywhere: whether its tensors have such an axis is checked when they are split.
+        return piece if dim is None or len(self._files) == 1 else torch.cat([piece] * len(self._files), dim=dim)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the full tensor `name`."""
