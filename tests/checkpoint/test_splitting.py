@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from worldtune.checkpoint.reading import read_checkpoint
+from worldtune.checkpoint.reading import CheckpointFile, read_checkpoint
 from worldtune.checkpoint.splitting import (
     join_checkpoint,
     join_unlisted,
@@ -23,6 +23,7 @@ from worldtune.checkpoint.splitting import (
 )
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json, sha256_file
+from worldtune.parallel.axes import shard, split_dim
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +118,8 @@ def test_files_of_another_degree_are_refused(tmp_path: Path) -> None:
 def test_a_tensor_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorldtuneError, match=r"layer1\.weight.*3 equal pieces"):
         split_checkpoint(save(tmp_path / "x.pt", {"net.layer1.weight": torch.zeros(8, 3)}), tmp_path / "parts", 3)
+    with pytest.raises(WorldtuneError, match=r"layer2\.weight has shape \(8,\): axis 1"):
+        split_checkpoint(save(tmp_path / "x.pt", {"net.layer2.weight": torch.zeros(8)}), tmp_path / "parts", 2)
     assert not (tmp_path / "parts" / "x.split.json").exists()
 
 
@@ -163,6 +166,105 @@ def test_containers(tmp_path: Path) -> None:
     index = {"weight_map": {name: "a.safetensors" if name in names[:3] else "b.safetensors" for name in names}}
     (tmp_path / "x.safetensors.index.json").write_text(json.dumps(index))
     assert_equal(read_checkpoint(tmp_path / "x.safetensors.index.json"), {name: tensors[name] for name in names})
+
+
+def write_training_files(folder: Path, *, has_average: bool) -> tuple[list[Path], dict[str, Tensor], dict[str, Tensor]]:
+    """Files of the original's training for 2 ranks; returns them, the raw weights and their average."""
+    raw = make_tensors(0, torch.bfloat16) | {
+        "net.pos_embedder.seq": torch.arange(8.0),
+        "logvar.0.freqs": torch.randn(4),
+        "logvar.0.phases": torch.randn(4),
+    }
+    average = {name: tensor for name, tensor in make_tensors(1).items() if name.startswith("net.")}
+    folder.mkdir()
+    files = []
+    for rank in range(2):
+        pieces, averages = (
+            {name: shard(tensor, split_dim(name), 2, rank, name).clone() for name, tensor in tensors.items()}
+            for tensors in (raw, average)
+        )
+        content = {
+            "model": OrderedDict(pieces),
+            "ema": {name.replace(".", "-"): piece for name, piece in averages.items()} if has_average else None,
+            "trained_data_record": {"image": 0, "video": 5, "iteration": 5},
+        }
+        files.append(save(folder / f"iter_000000005_model_mp_{rank}.pt", content))
+    buffers = ("net.pos_embedder.seq", "logvar.0.freqs", "logvar.0.phases")
+    return files, raw, average | {name: raw[name] for name in buffers}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_raw_weights_and_average_of_training_files(tmp_path: Path, suffix: str) -> None:
+    files, raw, average = write_training_files(tmp_path / "run", has_average=True)
+    output = tmp_path / f"merged{suffix}"
+    for weights, wanted in (("raw", raw), ("ema", average)):
+        merge_checkpoint(files, output, weights)
+        found = read_checkpoint(output)
+        assert_equal({name: found[name] for name in wanted}, wanted)
+        assert len(found) == len(wanted)
+    merge_checkpoint(files, output)
+    assert sorted(read_checkpoint(output)) == sorted(name for name in average if name in make_tensors())
+
+
+def test_an_average_that_is_not_there(tmp_path: Path) -> None:
+    files, raw, _ = write_training_files(tmp_path / "run", has_average=False)
+    with pytest.raises(
+        WorldtuneError, match=r'mp_0\.pt holds no average: its "model" has 10 entries and its "ema" is None'
+    ):
+        merge_checkpoint(files, tmp_path / "merged.pt", "ema")
+    assert not (tmp_path / "merged.pt").exists()
+    merge_checkpoint(files, tmp_path / "merged.pt")
+    assert_equal(read_checkpoint(tmp_path / "merged.pt"), raw)
+    with pytest.raises(WorldtuneError, match="flat dict of 10 entries"):
+        split_checkpoint(tmp_path / "merged.pt", tmp_path / "parts", 2, "ema")
+    save_file(raw, tmp_path / "raw.safetensors")
+    with pytest.raises(WorldtuneError, match=r"raw\.safetensors holds one set of tensors and no average"):
+        split_checkpoint(tmp_path / "raw.safetensors", tmp_path / "parts", 2, "ema")
+    dashed = {name.replace(".", "-"): tensor for name, tensor in raw.items()}
+    with pytest.raises(WorldtuneError, match=r'no raw weights: its "model" is None and its "ema" has 10 entries'):
+        split_checkpoint(save(tmp_path / "average.pt", {"ema": dashed}), tmp_path / "parts", 2, "raw")
+    assert not (tmp_path / "parts").exists()
+
+
+def test_splits_of_a_container(tmp_path: Path) -> None:
+    raw, average = make_tensors(0), make_tensors(1)
+    dashed = {name.replace(".", "-"): tensor for name, tensor in average.items()}
+    source = save(tmp_path / "x.pt", {"model": raw, "ema": dashed})
+    for weights, wanted in (("raw", raw), ("ema", average), (None, average)):
+        folder = tmp_path / str(weights)
+        split = split_checkpoint(source, folder, 2, weights)
+        assert_equal(join_checkpoint(folder, "x", 2), wanted)
+        assert read_json(split).get("weights") == weights
+        assert read_json(split_checkpoint(split, tmp_path / f"{weights}_4", 4)).get("weights") == weights
+    # Splits that were made before there was a choice stay as they are.
+    assert "weights" not in read_json(tmp_path / "None" / "x.split.json")
+
+
+def test_ranks_are_taken_from_the_names(tmp_path: Path) -> None:
+    tensors = make_tensors(heads=16)
+    split_checkpoint(save(tmp_path / "x.pt", tensors), tmp_path / "parts", 16)
+    files = [tmp_path / "parts" / shard_name("x", rank) for rank in range(16)]
+    # A shell lists rank 10 before rank 2.
+    assert_equal(join_unlisted(sorted(files)), tensors)
+    for chosen in (files[:3] + files[4:], files[:8], [*files, files[0]]):
+        with pytest.raises(WorldtuneError, match=r"expected the files of all ranks.*x_model_mp_0\.pt"):
+            join_unlisted(chosen)
+
+
+def test_a_merge_replaces_none_of_its_files(tmp_path: Path) -> None:
+    split = split_checkpoint(save(tmp_path / "x.pt", make_tensors()), tmp_path / "parts", 2)
+    files = [tmp_path / "parts" / shard_name("x", rank) for rank in range(2)]
+    for sources, name in (([split], "x.pt"), (files, "x_model_mp_1.pt")):
+        with pytest.raises(WorldtuneError, match="one of the files that are merged"):
+            merge_checkpoint(sources, tmp_path / "parts" / name)
+    assert_equal(join_checkpoint(tmp_path / "parts", "x", 2), make_tensors())
+
+
+def test_a_source_that_changes_is_noticed(tmp_path: Path) -> None:
+    file = CheckpointFile(save(tmp_path / "x.pt", make_tensors()), None)
+    save(tmp_path / "x.pt", make_tensors(1))
+    with pytest.raises(WorldtuneError, match=r"x\.pt changed while it was read"):
+        file["logvar.1.weight"]
 
 
 class Unknown:

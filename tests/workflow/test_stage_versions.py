@@ -41,7 +41,9 @@ STAGES = {
     ],
     "validate": ["dataset/validate.py"],
     "dataset_report": ["dataset/fitting.py"],
-    "split_checkpoint": ["checkpoint/splitting.py", "checkpoint/reading.py", "parallel/axes.py"],
+    "split_checkpoint": [
+        *("checkpoint/splitting.py", "checkpoint/reading.py", "checkpoint/writing.py", "parallel/axes.py"),
+    ],
     "load_report": ["transfer1/load_report.py", "transfer1/loading.py"],
     "train": [
         "training/trainer.py",
