@@ -10,7 +10,7 @@ import torch
 from workspace import Workspace
 
 from worldtune.common.files import sha256_file, write_json
-from worldtune.dataset.clips import shard_of
+from worldtune.dataset.clips import clip_id, shard_of
 from worldtune.demo.scenes import render_scene, scene_names
 from worldtune.media.video import write_video
 
@@ -222,6 +222,27 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     runs.workspace.raise_version("training/trainer.py")
     assert set(runs.run()) == set(TRAIN)
     assert runs.attempts == 11
+
+    edit(recipe, {'dataset = "clips"': 'dataset = "clips"\ncache_latents = true'})
+    assert set(runs.run()) == {*by_shard("cache_latents"), *TRAIN}
+    assert (runs.attempts, runs.steps) == (12, [1, 2, 3])
+    latents = runs.root / "datasets/clips/latents/worldtune/demo-tokenizer/17_256_float32"
+    before = {path.name: path.stat().st_mtime_ns for path in latents.iterdir()}
+    (runs.root / "clips" / f"{name}.txt").write_text("Another caption.")
+    assert set(runs.run()) == {f"captions[{shard}]", f"t5[{shard}]", "validate", "dataset_report", *TRAIN}
+    write_clip(runs.root / "clips", name, seed=9, caption="Another caption.")
+    assert set(runs.run()) == {
+        *(f"{stage}[{shard}]" for stage in ("ingest", "controls", "cache_latents")),
+        *("validate", "dataset_report"),
+        *TRAIN,
+    }
+    after = {path.name: path.stat().st_mtime_ns for path in latents.iterdir()}
+    assert {key for key in after if before[key] != after[key]} == {f"{clip_id(f'{name}.mp4')}.safetensors"}
+    runs.workspace.raise_version("dataset/latents.py")
+    assert set(runs.run()) == {*by_shard("cache_latents"), *TRAIN}
+    assert runs.attempts == 15
+    edit(recipe, {"cache_latents = true": "cache_latents = false"})
+    assert set(runs.run()) == set(TRAIN)
 
 
 def change_encoder(folder: Path) -> None:

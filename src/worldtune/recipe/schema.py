@@ -92,6 +92,10 @@ class Data(Section):
     network.base.n_views in all. Empty for clips of one view."""
     view_indices: tuple[NonNegativeInt, ...] = ()
     """Row of each of `views` in the network's view embedding."""
+    cache_latents: bool = False
+    """Whether each clip's video is encoded once, by the rule cache_latents, and not in every step. A sample is then
+    always the first `num_frames` frames of its clip, under a control that is still drawn anew; otherwise the window is
+    drawn too. Not for the control upscale, whose samples are parts of the frames."""
     num_workers: NonNegativeInt = Field(default=8, json_schema_extra=affects("nothing"))
     """Loader processes of each reading rank."""
 

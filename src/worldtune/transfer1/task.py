@@ -37,7 +37,7 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.d
         WorldtuneError: a checkpoint does not fit, or the dataset does not fit the recipe.
     """
     # Refuses a dataset that does not fit, before minutes go into the weights.
-    dataset = ClipDataset(inputs.dataset, recipe)
+    dataset = ClipDataset(inputs.dataset, recipe, inputs.latents)
     degree, rank = mesh["tensor"].size(), mesh["tensor"].get_local_rank()
     control_state = read_own_shard(inputs.control, degree, rank) if inputs.control else None
     built = build_denoiser(recipe, read_own_shard(inputs.base, degree, rank), control_state, mesh, device)
@@ -73,7 +73,7 @@ class LatentEncoder:
         latents = []
         for index, video in enumerate(videos):
             if index % size == rank:
-                latents.append(self.tokenizer.encode(video.to(self.device, self.dtype) / 127.5 - 1).contiguous())
+                latents.append(self.tokenizer.encode_frames(video).contiguous())
             else:
                 shape = latent_shape(video.shape, self.tokenizer.num_frames)
                 latents.append(torch.empty(shape, dtype=self.dtype, device=self.device))
@@ -82,6 +82,14 @@ class LatentEncoder:
             for index, latent in enumerate(latents):
                 dist.broadcast(latent, src=dist.get_global_rank(group, index % size), group=group)
         return [latent.float() * self.sigma_data for latent in latents]
+
+    def encode_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the latents of a batch's video, as they were cached where it has them, and those of its hint."""
+        if "latents" not in batch:
+            latents, hint = self(batch["video"], batch["hint"])
+            return latents, hint
+        [hint] = self(batch["hint"])
+        return batch["latents"].float() * self.sigma_data, hint
 
 
 def latent_shape(video_shape_bcthw: Sequence[int], frames_a_view: int) -> tuple[int, int, int, int, int]:
@@ -138,7 +146,7 @@ class Transfer1Task:
     def training_loss(self, batch: Batch) -> LossOutput:
         """Return the loss of a micro-batch at drawn noise; collective over the tensor ranks."""
         recipe, device = self.recipe, self.encoder.device
-        latents, hint = self.encoder(batch["video"], batch["hint"])
+        latents, hint = self.encoder.encode_batch(batch)
         draws = draw(
             batch["ordinal"].tolist(),
             latents.shape[1:],
@@ -236,7 +244,7 @@ def encode_sample(sample: Sample, encoder: LatentEncoder, recipe: Recipe) -> tup
     No frame is given, but the main view where the recipe gives that always.
     """
     tensors = {key: value[None].to(encoder.device) for key, value in sample.items() if isinstance(value, Tensor)}
-    latents, hint = encoder(tensors["video"], tensors["hint"])
+    latents, hint = encoder.encode_batch(tensors)
     indicator_t = given_frames(latents.shape[2], 0, config=recipe.objective, num_views=recipe.num_views)
     conditions = Conditions(
         hint_bcthw=hint,
