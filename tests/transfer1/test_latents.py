@@ -73,7 +73,7 @@ def task_of(root: Path, **sections: dict[str, Any]) -> Transfer1Task:
 
 
 def loss_of(task: Transfer1Task, ordinal: int) -> LossOutput:
-    return task.training_loss(default_collate([task.make_dataset()[ordinal]]))
+    return task.training_loss(task.prepare(default_collate([task.make_dataset()[ordinal]])))
 
 
 def test_latents_are_the_tokenizers_output_of_the_first_window(world: Path) -> None:

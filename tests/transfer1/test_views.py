@@ -195,6 +195,7 @@ def test_the_loss_knows_the_views(views_world: Path) -> None:
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=stream)
     batch = default_collate([task.make_dataset()[0]])
     batch["text"] += 0.1 * torch.randn(batch["text"].shape, generator=stream)
+    batch = task.prepare(batch)
     output = task.training_loss(batch)
     assert output.num_tokens == 2 * 3 * 6 * 10
     output.loss.backward()

@@ -32,3 +32,13 @@ def build_mesh(device_type: str, data: int, tensor: int) -> DeviceMesh:
             f"need {data * tensor}. Start them with torchrun --nproc-per-node {data * tensor}, or change the degrees."
         )
     return init_device_mesh(device_type, (data, tensor), mesh_dim_names=("data", "tensor"))
+
+
+def sample_group(mesh: DeviceMesh) -> dist.ProcessGroup:
+    """Return a new process group of this rank and those that work on the same samples. Collective over all ranks.
+
+    Only ranks along the mesh's first dimension, "data", have samples of their own. The group is not one of the mesh's,
+    so that what goes through it on a stream of its own never waits for the network's collectives, nor they for it.
+    """
+    group, _ = dist.new_subgroups_by_enumeration(mesh.mesh.flatten(1).tolist())
+    return group

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.schema import Recipe
-from worldtune.training.data import BatchReader
+from worldtune.training.data import BatchReader, Prefetcher
 from worldtune.training.ema import PowerEma
 from worldtune.training.gradients import GradientAccumulator, check_replicas, clip, global_norm
 from worldtune.training.held_out import is_measured
@@ -132,15 +132,17 @@ class _Trainer:
         last_step = self.recipe.training.max_iter
         self.first_step = first_step = self._resume()
         if first_step < last_step:
-            self.reader = BatchReader(
+            reader = BatchReader(
                 self.task.make_dataset,
                 self.layout,
-                self.mesh,
+                self.task.sample_group,
                 self.device,
+                data_rank=self.data_rank,
                 num_workers=self.recipe.data.num_workers,
                 first_step=first_step,
                 last_step=last_step,
             )
+            self.batches = Prefetcher(reader.next, self.task.prepare, self.device, num_batches=reader.num_batches)
         self._validate_if_due()
         stopped = self._agree(torch.zeros((), device=self.device))[2]
         while self.state.step < last_step and stopped is None:
@@ -227,7 +229,7 @@ class _Trainer:
         clip_ids: list[list[str]] = []
         num_tokens = 0
         for micro_step in range(accumulation):
-            batch = self.reader.next()
+            batch = self.batches.next()
             ordinal = self.layout.ordinals(step, micro_step, self.data_rank)[0]
             seed_default_generators(self.recipe.training.seed, "default", ordinal)
             clock.mark("data")

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from worldtune.common.progress import progress
 from worldtune.dataset.clips import Clip
 from worldtune.dataset.fitting import aspect_ratio
+from worldtune.parallel.mesh import sample_group
 from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_FRAMES, LATENT_PIXELS, Recipe
 from worldtune.training.inputs import Inputs, read_own_shard
 from worldtune.training.random import generator
@@ -45,7 +46,7 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.d
     return Transfer1Task(
         recipe,
         built.denoiser,
-        LatentEncoder(tokenizer, mesh, device, recipe),
+        LatentEncoder(tokenizer, sample_group(mesh), device, recipe),
         dataset,
         mesh,
         load_reports=built.load_reports,
@@ -53,23 +54,32 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.d
 
 
 class LatentEncoder:
-    """Pixels to scaled latents, each of video and control on a tensor rank of its own where there are two."""
+    """Pixels to scaled latents, each of video and control on a rank of its own where two ranks share samples."""
 
-    def __init__(self, tokenizer: VideoTokenizer, mesh: DeviceMesh, device: torch.device, recipe: Recipe) -> None:
-        """Take the tokenizer of this rank."""
+    def __init__(
+        self, tokenizer: VideoTokenizer, group: dist.ProcessGroup, device: torch.device, recipe: Recipe
+    ) -> None:
+        """Take the tokenizer of this rank.
+
+        Args:
+            tokenizer: it encodes what is this rank's to encode.
+            group: the ranks that work on the same samples.
+            device: of this rank.
+            recipe: gives precision and scale.
+        """
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = DTYPES[recipe.training.precision]
         self.sigma_data = recipe.objective.sigma_data
-        self._mesh = mesh["tensor"]
+        self.group = group
 
     @torch.no_grad()
     def __call__(self, *videos: Tensor) -> list[Tensor]:
         """Return the latents, float32 [B, 16, T, H, W], of uint8 videos [B, 3, T, H, W].
 
-        Collective over the tensor ranks, which all get the same values.
+        Collective over the group, whose ranks all get the same values.
         """
-        size, rank = self._mesh.size(), self._mesh.get_local_rank()
+        size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
         latents = []
         for index, video in enumerate(videos):
             if index % size == rank:
@@ -78,9 +88,8 @@ class LatentEncoder:
                 shape = latent_shape(video.shape, self.tokenizer.num_frames)
                 latents.append(torch.empty(shape, dtype=self.dtype, device=self.device))
         if size > 1:
-            group = self._mesh.get_group()
             for index, latent in enumerate(latents):
-                dist.broadcast(latent, src=dist.get_global_rank(group, index % size), group=group)
+                dist.broadcast(latent, group=self.group, group_src=index % size)
         return [latent.float() * self.sigma_data for latent in latents]
 
     def encode_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -135,6 +144,11 @@ class Transfer1Task:
         return self.denoiser.control
 
     @property
+    def sample_group(self) -> dist.ProcessGroup:
+        """The ranks that work on the same samples."""
+        return self.encoder.group
+
+    @property
     def measured_clip_ids(self) -> list[str]:
         """The held-out clips that `validate` measures."""
         return [clip.clip_id for clip in self.dataset.measured_clips]
@@ -143,10 +157,16 @@ class Transfer1Task:
         """Return the training samples by ordinal."""
         return self.dataset
 
-    def training_loss(self, batch: Batch) -> LossOutput:
-        """Return the loss of a micro-batch at drawn noise; collective over the tensor ranks."""
-        recipe, device = self.recipe, self.encoder.device
+    def prepare(self, batch: Batch) -> Batch:
+        """Return a micro-batch with scaled latents, float32 [B, 16, T, H, W], as `latents` and `hint`: no pixels."""
         latents, hint = self.encoder.encode_batch(batch)
+        kept = {key: value for key, value in batch.items() if key != "video"}
+        return {**kept, "latents": latents, "hint": hint}
+
+    def training_loss(self, batch: Batch) -> LossOutput:
+        """Return the loss of a prepared micro-batch at drawn noise; collective over the tensor ranks."""
+        recipe, device = self.recipe, self.encoder.device
+        latents, hint = batch["latents"], batch["hint"]
         draws = draw(
             batch["ordinal"].tolist(),
             latents.shape[1:],
