@@ -11,6 +11,7 @@ from worldtune.checkpoint.catalogue import load_catalogue
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.config import dataset_of, load_datasets
 from worldtune.common.versions import stage_version
+from worldtune.dataset.latents import LatentsKind
 from worldtune.dataset.parameters import STAGE_KEYS, stage_values
 from worldtune.evaluate.places import check_name, check_runs
 from worldtune.recipe.identity import (
@@ -208,6 +209,17 @@ def text_gres(wildcards):
         else 0
     )
     return f"{PROJECT.cluster.gpu_gres}:{gpus}" if gpus else None
+
+
+def latents_gres(wildcards):
+    """The GPU of a job that caches latents; None encodes on the CPU, which does for rendered scenes."""
+    is_rendered = DATASETS[wildcards.dataset].kind == "synthetic"
+    return None if is_rendered else f"{PROJECT.cluster.gpu_gres}:1"
+
+
+def latents_mem_mb(wildcards):
+    """Main memory for the windows that are read ahead: a third of a GiB for each of 121 frames of 1280x704."""
+    return 2000 if DATASETS[wildcards.dataset].kind == "synthetic" else 32000
 
 
 def text_mem_mb(wildcards):

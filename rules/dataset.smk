@@ -155,6 +155,41 @@ rule controls:
         " --control {wildcards.control:q} --threads {threads} --expect {params.expect} > {log:q} 2>&1"
 
 
+# Names of recipes are not in it: those of one tokenizer, window and size share the files.
+rule cache_latents:
+    input:
+        ingest="datasets/{dataset}/manifests/ingest/{shard}.parquet",
+        tokenizer="checkpoints/{tokenizer}/files.json",
+    output:
+        manifest="datasets/{dataset}/manifests/latents/{tokenizer}/{num_frames}_{resolution}_{precision}/{shard}.parquet",
+    log:
+        "logs/cache_latents/{tokenizer}/{dataset}_{num_frames}_{resolution}_{precision}_{shard}.log",
+    benchmark:
+        "benchmark_records/cache_latents/{tokenizer}/{dataset}_{num_frames}_{resolution}_{precision}_{shard}.tsv"
+    wildcard_constraints:
+        tokenizer=r"[^/]+(?:/[^/]+)*",
+        num_frames=r"\d+",
+        resolution=r"\d+",
+        precision=r"[a-z]+\d+",
+    # Two jobs would share this machine's first GPU. On SLURM cpus_per_task holds.
+    threads: ALL_CORES
+    resources:
+        slurm_partition=partition("gpu"),
+        slurm_account=PROJECT.cluster.account,
+        constraint=PROJECT.cluster.constraint,
+        slurm_extra=slurm_extra(PROJECT.cluster),
+        gres=latents_gres,
+        cpus_per_task=8,
+        mem_mb=latents_mem_mb,
+        runtime=240,
+    params:
+        version=stage_version("dataset/latents.py"),
+    shell:
+        "({OWN_THREADS} {PYTHON:q} src/scripts/cache_latents.py --dataset {wildcards.dataset:q}"
+        " --shard {wildcards.shard:q} --tokenizer {wildcards.tokenizer:q} --num-frames {wildcards.num_frames}"
+        " --resolution {wildcards.resolution} --precision {wildcards.precision} --workers 4) > {log:q} 2>&1"
+
+
 def dataset_manifests(wildcards):
     """The manifests of all shards and stages of a dataset."""
     stages = [

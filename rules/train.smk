@@ -10,6 +10,17 @@ def dataset_gate(wildcards):
     return checkpoints.validate.get(dataset=chosen.data.dataset).output.dataset
 
 
+def latents_manifests(wildcards):
+    """The manifests of the latents that a run reads, or nothing where it encodes videos."""
+    chosen = recipe(wildcards)
+    if not chosen.data.cache_latents:
+        return []
+    folder = f"datasets/{chosen.data.dataset}/manifests/{LatentsKind.of(chosen).stage}"
+    return [
+        f"{folder}/{shard}.parquet" for shard in dataset_shards(chosen.data.dataset)
+    ]
+
+
 rule dataset_report:
     input:
         dataset=dataset_gate,
@@ -43,6 +54,7 @@ rule train:
         control=lambda wildcards: split_manifest(wildcards, "control"),
         load_report="results/{run}/load_report.json",
         tokenizer=tokenizer_files,
+        latents=latents_manifests,
     output:
         manifest="results/{run}/manifest.json",
     log:

@@ -56,7 +56,7 @@ def test_an_error_has_no_traceback(project):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("stage", ["ingest", "captions", "t5", "controls", "validate"])
+@pytest.mark.parametrize("stage", ["ingest", "captions", "t5", "controls", "cache_latents", "validate"])
 def test_the_docstring_begins_with_commands_that_parse(stage):
     lines = (SCRIPTS / f"{stage}.py").read_text().splitlines()
     assert any(line.startswith(f"    python src/scripts/{stage}.py --dataset ") for line in lines[:6])

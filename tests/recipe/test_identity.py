@@ -22,6 +22,7 @@ HASHES = {
     "control_sha256": None,
     "tokenizer_sha256": "b" * 64,
     "dataset_digest": "c" * 64,
+    "latents_version": None,
     "trainer_version": 1,
 }
 
@@ -45,6 +46,7 @@ def test_every_key_affects_something_stated() -> None:
         "network.rope_angles=exact",
         "network.base.num_blocks=5",
         "objective.text_dropout_rate=0.1",
+        "data.cache_latents=true",
     ],
 )
 def test_what_shapes_the_weights_changes_the_identity(override: str) -> None:
@@ -76,7 +78,7 @@ def test_what_does_not_keeps_it(override: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(HASHES))
 def test_every_input_hash_changes_the_identity(name: str) -> None:
-    changed = {**HASHES, name: 2 if name == "trainer_version" else "d" * 64}
+    changed = {**HASHES, name: 2 if name.endswith("_version") else "d" * 64}
     assert identity(load(), **HASHES) != identity(load(), **changed)
 
 

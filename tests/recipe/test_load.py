@@ -256,6 +256,12 @@ def test_values_that_do_not_fit_are_refused(override: str, message: str) -> None
         load(override)
 
 
+def test_upscale_samples_cannot_have_cached_latents() -> None:
+    assert load("data.cache_latents=true").data.cache_latents
+    with pytest.raises(WorldtuneError, match=r"data.cache_latents: must be false where control.kind is 'upscale'"):
+        load("data.cache_latents=true", "control.kind=upscale")
+
+
 def test_tokens_must_divide_under_sequence_parallelism() -> None:
     overrides = ["data.resolution=128", "parallel.tensor=8"]
     with pytest.raises(WorldtuneError, match="need their product to divide the 180 tokens"):

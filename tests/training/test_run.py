@@ -38,6 +38,7 @@ def inputs() -> Inputs:
         tokenizer_name="toy/tokenizer",
         tokenizer=Path("toy/tokenizer"),
         tokenizer_sha256="t" * 64,
+        latents=None,
     )
 
 

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import Dataset
 
-from worldtune.parallel.mesh import build_mesh
+from worldtune.parallel.mesh import build_mesh, sample_group
 from worldtune.recipe.schema import Recipe
 from worldtune.training.lease import Lease
 from worldtune.training.metrics import NullTracker
@@ -96,6 +96,7 @@ class ToyTask:
         if mesh.tensor.size() > 1:
             parallelize_module(self.trainable, mesh.tensor, {"up": ColwiseParallel(), "down": RowwiseParallel()})
         self.events = events or {}
+        self.sample_group = sample_group(mesh)
 
     @property
     def measured_clip_ids(self) -> list[str]:
@@ -104,8 +105,11 @@ class ToyTask:
     def make_dataset(self) -> ToyDataset:
         return ToyDataset(self.recipe.training.seed)
 
+    def prepare(self, batch: Batch) -> Batch:
+        return {**batch, "video": batch["video"].float() / 127.5 - 1}
+
     def training_loss(self, batch: Batch) -> LossOutput:
-        x = batch["video"].float() / 127.5 - 1
+        x = batch["video"]
         noise = torch.stack(
             [
                 torch.randn(WIDTH, generator=generator(self.recipe.training.seed, "noise", ordinal))

@@ -27,7 +27,7 @@ def single(root: Path, **sections: dict[str, Any]) -> Transfer1Task:
 
 
 def batch_of(task: Transfer1Task, *ordinals: int) -> Batch:
-    return default_collate([task.make_dataset()[ordinal] for ordinal in ordinals])
+    return task.prepare(default_collate([task.make_dataset()[ordinal] for ordinal in ordinals]))
 
 
 def gradients(task: Transfer1Task, batch: Batch) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ def test_pretraining_starts_at_the_base(tiny_world: Path) -> None:
     batch = batch_of(task, 0)
     controlled = task.training_loss(batch).edm_loss
     other = copy.copy(batch)
-    other["hint"] = 255 - batch["hint"]
+    other["hint"] = 1 - batch["hint"]
     assert torch.equal(task.training_loss(other).edm_loss, controlled)
     own = dict(task.trainable.named_parameters())
     base = dict(task.denoiser.base.named_parameters())
@@ -194,7 +194,7 @@ layout = {"tensor": tensor, "data": data, "sequence": tensor > 1}
 recipe = tiny_recipe(parallel=layout, training={"global_batch_size": data})
 mesh = build_mesh("cpu", data=data, tensor=tensor)
 task = build_task(recipe, tiny_inputs(root, recipe), mesh, torch.device("cpu"))
-batch = default_collate([task.make_dataset()[0]])
+batch = task.prepare(default_collate([task.make_dataset()[0]]))
 output = task.training_loss(batch)
 output.loss.backward()
 whole = lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

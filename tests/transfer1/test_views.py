@@ -8,7 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_world import FPS, NUM_FRAMES, TEXT_CHANNELS, tiny_inputs, tiny_recipe
+from tiny_world import (
+    FPS,
+    NUM_FRAMES,
+    TEXT_CHANNELS,
+    cache_tiny_latents,
+    tiny_inputs,
+    tiny_recipe,
+    write_ingested,
+)
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -27,6 +35,7 @@ from worldtune.transfer1.loading import initialise
 from worldtune.transfer1.logvar import LogVariance
 from worldtune.transfer1.network import BaseNetwork
 from worldtune.transfer1.task import build_task
+from worldtune.transfer1.tokenizer import VideoTokenizer
 
 VIEWS = ("front", "left", "right")
 NUM_SCENES = 4
@@ -101,6 +110,7 @@ def make_views(root: Path) -> None:
             write_video(video_path(root, name), frames, FPS)
             write_video(control_path(root, name, "hdmap"), 255 - frames, FPS)
             write_t5(t5_path(root, name), np.full((4, TEXT_CHANNELS), 10 * number + index, np.float32))
+    write_ingested(root, rows)
     table = pa.Table.from_pylist(rows, schema=pa.schema(list(columns.items())))
     pq.write_table(table, root / "clips.parquet")
     write_json(
@@ -185,6 +195,7 @@ def test_the_loss_knows_the_views(views_world: Path) -> None:
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=stream)
     batch = default_collate([task.make_dataset()[0]])
     batch["text"] += 0.1 * torch.randn(batch["text"].shape, generator=stream)
+    batch = task.prepare(batch)
     output = task.training_loss(batch)
     assert output.num_tokens == 2 * 3 * 6 * 10
     output.loss.backward()
@@ -213,3 +224,17 @@ def test_the_branch_starts_as_a_copy_of_the_base_with_its_views(views_world: Pat
     initialise(base, torch.Generator().manual_seed(0))
     names = copy_base_weights(base, control)
     assert {"view_embeddings.weight", "repeat_frame_embedding.weight", "x_embedder.proj.1.weight"} <= set(names)
+
+
+def test_cached_latents_of_the_views_are_stacked_as_their_videos_are(views_world: Path) -> None:
+    recipe = view_recipe()
+    cache_tiny_latents(views_world, recipe)
+    cached = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_latents": True})})
+    inputs = tiny_inputs(views_world, cached)
+    tokenizer = VideoTokenizer(inputs.tokenizer, 17, torch.device("cpu"), torch.float32)
+    clips, plain = ClipDataset(inputs.dataset, cached, inputs.latents), ClipDataset(inputs.dataset, cached)
+    for ordinal in range(3):
+        expected, found = tensors(plain[ordinal]), tensors(clips[ordinal])
+        assert torch.equal(found["latents"], tokenizer.encode_frames(expected["video"][None])[0])
+        assert torch.equal(found["hint"], expected["hint"])
+        assert torch.equal(found["view_indices"], expected["view_indices"])

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from worldtune.checkpoint.splitting import split_checkpoint
-from worldtune.common.files import write_json
+from worldtune.common.files import sha256_file, write_json
 from worldtune.dataset.clips import clip_columns, control_path, rows_digest, t5_path, video_path
+from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
+from worldtune.dataset.latents import LatentsKind
+from worldtune.dataset.manifest import manifest_path, write_manifest
 from worldtune.dataset.text import write_t5
 from worldtune.media.video import write_video
 from worldtune.recipe.network import NetworkConfig
@@ -72,7 +75,7 @@ def tiny_inputs(root: Path, recipe: Recipe) -> Inputs:
 class TinyEncoder(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         frames = video[:, :, ::8]
-        pooled = torch.nn.functional.avg_pool3d(frames, [1, 8, 8])
+        pooled = torch.nn.functional.avg_pool3d(frames.float(), [1, 8, 8]).to(video.dtype)
         return torch.cat([pooled, pooled, pooled, pooled, pooled, pooled[:, :1]], dim=1)
 
 
@@ -82,9 +85,24 @@ class TinyDecoder(nn.Module):
         return torch.cat([large[:, :, :1], large[:, :, 1:].repeat_interleave(8, dim=2)], dim=2)
 
 
-def make_world(root: Path) -> None:
+def cache_tiny_latents(root: Path, recipe: Recipe) -> Path:
+    """Cache the latents that a recipe of the tiny world trains on; returns the manifest."""
+    from worldtune.transfer1.latents import cache_latents
+
+    folders = {"datasets": root / "datasets", "checkpoints": root / "checkpoints"}
+    kind = LatentsKind.of(recipe)
+    return cache_latents(recipe.data.dataset, "0000", kind, **folders, device=torch.device("cpu"), num_workers=0)
+
+
+def write_ingested(root: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the manifest of stage ingest for the only shard."""
+    ingested = [{column: row.get(column) for column in INGEST_COLUMNS} for row in rows]
+    write_manifest(manifest_path(root, "ingest", "0000"), ingested, INGEST_COLUMNS)
+
+
+def make_world(root: Path, num_frames: int = NUM_FRAMES) -> None:
     """Write datasets/tiny and checkpoints/me below `root`, split for 1 and 2 ranks."""
-    make_dataset(root / "datasets" / "tiny")
+    make_dataset(root / "datasets" / "tiny", num_frames)
     codec = root / "checkpoints" / "me" / "codec"
     codec.mkdir(parents=True)
     torch.jit.script(TinyEncoder()).save(str(codec / "encoder.jit"))
@@ -113,24 +131,26 @@ def make_world(root: Path) -> None:
             split_checkpoint(repo / f"{stem}.pt", repo / f"checkpoints_tp_{degree}", degree)
 
 
-def make_dataset(root: Path) -> None:
+def make_dataset(root: Path, num_frames: int) -> None:
     rows = []
     for digit, (width, height) in SIZES_WH.items():
         rng = np.random.default_rng(int(digit))
         name = clip_id(digit)
         row = dict.fromkeys(clip_columns(("edge",)))
         row |= {"clip_id": name, "source_key": f"{digit}.mp4", "status": "ok", "reason": "", "fps": FPS}
-        row |= {"num_frames": NUM_FRAMES, "width": width, "height": height, "num_tokens": 4}
+        row |= {"num_frames": num_frames, "width": width, "height": height, "num_tokens": 4}
         row["split"] = "held_out" if digit in "345" else "train"
         rows.append(row)
         for folder in ("videos", "t5_xxl", "edge", "metas"):
             (root / folder).mkdir(parents=True, exist_ok=True)
-        blocks = rng.integers(0, 255, (NUM_FRAMES, height // 8, width // 8, 3), dtype=np.uint8)
+        blocks = rng.integers(0, 255, (num_frames, height // 8, width // 8, 3), dtype=np.uint8)
         write_video(video_path(root, name), blocks.repeat(8, axis=1).repeat(8, axis=2), FPS)
-        edges = rng.integers(0, 2, (NUM_FRAMES, height, width), dtype=np.uint8) * 255
+        row["video_sha256"] = sha256_file(video_path(root, name))
+        edges = rng.integers(0, 2, (num_frames, height, width), dtype=np.uint8) * 255
         write_video(control_path(root, name, "edge"), edges, FPS, lossless=True)
         write_t5(t5_path(root, name), rng.normal(size=(4, TEXT_CHANNELS)).astype(np.float32))
         (root / "metas" / f"{name}.txt").write_text(f"Blocks number {digit}.")
+    write_ingested(root, rows)
     table = pa.Table.from_pylist(rows, schema=pa.schema(list(clip_columns(("edge",)).items())))
     pq.write_table(table, root / "clips.parquet")
     write_json(

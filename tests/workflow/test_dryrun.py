@@ -70,6 +70,27 @@ def test_a_run_that_starts_from_another_one_waits_for_its_export(workspace: Work
     recipe.unlink()
 
 
+def test_cached_latents_are_one_job_a_shard_and_kind(workspace: Workspace) -> None:
+    recipes = workspace.root / "config/recipes"
+    cached = "[data]\ncache_latents = true\n"
+    (recipes / "cached.toml").write_text('extends = "demo_edge_posttrain"\n' + cached)
+    (recipes / "cached_depth.toml").write_text('extends = "demo_depth_posttrain"\n' + cached)
+    plain = counts(workspace.planned("results/demo_edge_posttrain/manifest.json"))
+    planned = counts(workspace.planned("results/cached/manifest.json"))
+    assert planned - plain == Counter({"cache_latents": 2})
+    # Recipes of one tokenizer, window, size and precision share them.
+    targets = [f"results/{name}/manifest.json" for name in ("cached", "cached_depth")]
+    planned = counts(workspace.planned(*targets))
+    assert (planned["train"], planned["cache_latents"]) == (2, 2)
+    (recipes / "cached_depth.toml").write_text('extends = "demo_depth_posttrain"\n' + cached + "num_frames = 25\n")
+    assert counts(workspace.planned(*targets))["cache_latents"] == 4
+    # A recipe is in no way between the videos and their latents.
+    planned = counts(workspace.planned("results/cached/dataset_report.json"))
+    assert planned["cache_latents"] == 0
+    for name in ("cached", "cached_depth"):
+        (recipes / f"{name}.toml").unlink()
+
+
 def test_one_edited_caption_plans_one_shard(workspace: Workspace) -> None:
     """Needs no job to have run: a touched output with recorded params is what a run leaves."""
     clips = workspace.root / "my_videos"

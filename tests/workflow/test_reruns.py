@@ -10,7 +10,7 @@ import torch
 from workspace import Workspace
 
 from worldtune.common.files import sha256_file, write_json
-from worldtune.dataset.clips import shard_of
+from worldtune.dataset.clips import clip_id, shard_of
 from worldtune.dataset.scenes import scene_names
 from worldtune.demo.scenes import render_scene
 from worldtune.media.video import write_video
@@ -223,6 +223,44 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     runs.workspace.raise_version("training/trainer.py")
     assert set(runs.run()) == set(TRAIN)
     assert runs.attempts == 11
+
+
+@pytest.mark.slow
+def test_cached_latents_are_made_for_changed_videos_only(runs: Runs) -> None:
+    recipe, name = "config/recipes/tiny.toml", scene_names(6)[1]
+    shard = shard_of(f"{name}.mp4", NUM_SHARDS)
+    latents = runs.root / "datasets/clips/latents/worldtune/demo-tokenizer/17_256_float32"
+
+    def times() -> dict[str, int]:
+        return {path.stem: path.stat().st_mtime_ns for path in latents.iterdir()}
+
+    runs.run()
+    before = runs.attempts
+    runs.workspace.edit(recipe, {'dataset = "clips"': 'dataset = "clips"\ncache_latents = true'})
+    assert set(runs.run()) == {*by_shard("cache_latents"), *TRAIN}
+    assert runs.attempts == before + 1
+    first = times()
+
+    (runs.root / "clips" / f"{name}.txt").write_text("Another caption.")
+    assert set(runs.run()) == {f"captions[{shard}]", f"t5[{shard}]", "validate", "dataset_report", *TRAIN}
+    assert times() == first
+
+    write_clip(runs.root / "clips", name, seed=9, caption="Another caption.")
+    assert set(runs.run()) == {
+        *(f"{stage}[{shard}]" for stage in ("ingest", "controls", "cache_latents")),
+        *("validate", "dataset_report"),
+        *TRAIN,
+    }
+    changed = times()
+    assert {clip for clip in changed if changed[clip] != first[clip]} == {clip_id(f"{name}.mp4")}
+
+    runs.workspace.raise_version("dataset/latents.py")
+    assert set(runs.run()) == {*by_shard("cache_latents"), *TRAIN}
+    assert all(changed[clip] != made for clip, made in times().items())
+    assert runs.attempts == before + 4
+
+    runs.workspace.edit(recipe, {"cache_latents = true": "cache_latents = false"})
+    assert set(runs.run()) == set(TRAIN)
 
 
 def change_encoder(folder: Path) -> None:

@@ -39,6 +39,10 @@ STAGES = {
         "dataset/controls.py",
         *("controls/edge.py", "controls/shrink.py", "formats/rle.py", "media/geometry.py", "media/video.py"),
     ],
+    "cache_latents": [
+        *("dataset/latents.py", "transfer1/latents.py", "transfer1/tokenizer.py", "media/geometry.py"),
+        "media/video.py",
+    ],
     "validate": ["dataset/validate.py"],
     "dataset_report": ["dataset/fitting.py"],
     "split_checkpoint": [
@@ -51,7 +55,7 @@ STAGES = {
         "training/state.py",
         *(f"transfer1/{name}.py" for name in ("batch", "conditions", "control", "denoiser", "embeddings", "layers")),
         *(f"transfer1/{name}.py" for name in ("loading", "logvar", "network", "objective", "parallelize", "rotary")),
-        *(f"transfer1/{name}.py" for name in ("task", "tokenizer")),
+        *(f"transfer1/{name}.py" for name in ("task", "tokenizer", "latents")),
         *(f"controls/{name}.py" for name in CONTROL_MODULES),
         *(f"dataset/{name}.py" for name in ("fitting", "text")),
         *(f"formats/{name}.py" for name in ("pickles", "rle")),

@@ -48,3 +48,6 @@ CONTROL_KINDS: dict[str, ControlKind] = {
     "lidar": _Finished(GivenVideo()),
 }
 """What makes the hint of each kind of control (recipe key control.kind)."""
+
+SIZE_ONLY_KINDS = frozenset({"depth", "seg", "keypoint", "hdmap", "lidar"})
+"""Kinds that ask of a source's frames only their number and size, so that nobody needs to decode them."""

@@ -58,3 +58,16 @@ def build_mesh(device_type: str, *, data: int = 1, context: int = 1, tensor: int
         sample=mesh["context", "tensor"]._flatten("sample"),
         replicas=mesh["data", "context"]._flatten("replicas"),
     )
+
+
+def sample_group(mesh: Mesh) -> dist.ProcessGroup:
+    """Return a new process group of this rank and those that work on the same samples. Collective over all ranks.
+
+    The group is not one of the mesh's, so that what goes through it on a stream of its own never waits for the
+    network's collectives, nor they for it.
+    """
+    size = mesh.sample.size()
+    group, _ = dist.new_subgroups_by_enumeration(
+        [list(range(first, first + size)) for first in range(0, dist.get_world_size(), size)]
+    )
+    return group

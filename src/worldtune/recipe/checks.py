@@ -42,6 +42,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _view_problems(recipe)
     yield from _layout_problems(recipe)
     yield from _control_problems(recipe.control)
+    yield from _cache_problems(recipe)
     yield from _range_problems(recipe)
 
 
@@ -228,6 +229,14 @@ def _control_problems(control: Control) -> Iterator[str]:
         yield (
             f"control.upscale.probabilities: must be as many as the {len(upscale.divisors)} of "
             f"control.upscale.divisors, found {len(upscale.probabilities)}"
+        )
+
+
+def _cache_problems(recipe: Recipe) -> Iterator[str]:
+    if recipe.data.cache_latents and recipe.control.kind == "upscale":
+        yield (
+            "data.cache_latents: must be false where control.kind is 'upscale', which trains on another part of the "
+            "frames in each sample"
         )
 
 

@@ -37,7 +37,11 @@ def dataset_report_values(recipe: Recipe) -> dict[str, Any]:
     """Return the dotted keys and values of a recipe that decide whether a dataset fits it, sorted."""
     values = values_that_affect(recipe, "weights", "outcome")
     keys = ("control.kind", "network.base.crossattn_emb_channels", "training.micro_batch_size")
-    return {key: value for key, value in values.items() if key.startswith("data.") or key in keys}
+    return {
+        key: value
+        for key, value in values.items()
+        if (key.startswith("data.") and key != "data.cache_latents") or key in keys
+    }
 
 
 def keys_that_affect(*kinds: Affects) -> list[str]:
@@ -82,9 +86,14 @@ def identity(
     control_sha256: str | None,
     tokenizer_sha256: str,
     dataset_digest: str,
+    latents_version: int | None,
     trainer_version: int,
 ) -> str:
-    """Return the 16 hexadecimal digits that name an attempt: a digest of everything that shapes the weights."""
+    """Return the 16 hexadecimal digits that name an attempt: a digest of everything that shapes the weights.
+
+    `latents_version` is that of cached latents, or None where videos are encoded in training. What else they are made
+    from is in the other values.
+    """
     return digest(
         {
             "recipe": values_that_affect(recipe, "weights"),
@@ -92,6 +101,7 @@ def identity(
             "control_sha256": control_sha256,
             "tokenizer_sha256": tokenizer_sha256,
             "dataset_digest": dataset_digest,
+            "latents_version": latents_version,
             "trainer_version": trainer_version,
         },
         IDENTITY_DIGITS,

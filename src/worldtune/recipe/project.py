@@ -29,7 +29,7 @@ class Partitions(BaseModel):
     cpu: str | None = None
     """Jobs without a GPU. null takes the cluster's default partition."""
     gpu: str | None = None
-    """Training and text embedding. null takes the cluster's default partition."""
+    """Training, text embedding and caching of latents. null takes the cluster's default partition."""
     network: str | None = None
     """Jobs that download. null runs them where snakemake runs, since compute nodes often have no way out."""
 

@@ -92,6 +92,10 @@ class Data(Section):
     network.base.n_views in all. Empty for clips of one view."""
     view_indices: tuple[NonNegativeInt, ...] = ()
     """Row of each of `views` in the network's view embedding."""
+    cache_latents: bool = False
+    """Whether each clip's video is encoded once, by the rule cache_latents, and not in every step. A sample is then
+    always the first `num_frames` frames of its clip, under a control that is still drawn anew; otherwise the window is
+    drawn too. Not for the control upscale, whose samples are parts of the frames."""
     num_workers: NonNegativeInt = Field(default=8, json_schema_extra=affects("nothing"))
     """Loader processes of each reading rank."""
 
@@ -338,6 +342,9 @@ class Parallel(Section):
     products; nothing."""
     recompute_less: NonNegativeInt = 0
     """So many blocks of the base, the last ones, recompute one level less; fills the memory that is left."""
+    encode_ahead: bool = Field(default=True, json_schema_extra=affects("nothing"))
+    """Whether the tokenizer encodes the next batch beside a step; takes its memory (31 GiB at 121 x 704 x 1280) beside
+    the step's."""
     compile: bool = True
     """Whether transformer blocks are compiled (GPUs only)."""
     attention: Literal["measured", "sdpa", "cudnn", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = (

@@ -1,5 +1,6 @@
-"""Micro-batches: read once in each data-parallel row, the same on all of its ranks."""
+"""Micro-batches: read once for all ranks that share them, and prepared while the one before is trained on."""
 
+import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from worldtune.parallel.mesh import Mesh
 from worldtune.training.order import BatchLayout, OrdinalBatchSampler
 from worldtune.training.task import Batch, Sample
 
@@ -24,7 +24,7 @@ def _init_worker(_worker: int) -> None:
 
 
 class BatchReader:
-    """Reads the micro-batches of this data-parallel row on its first rank and hands them to its other ranks.
+    """Reads the micro-batches of a group of ranks on the first of them and hands them to the others.
 
     Tensors travel as they are read (videos as uint8) between devices.
     """
@@ -33,20 +33,34 @@ class BatchReader:
         self,
         make_dataset: Callable[[], Dataset[Sample]],
         layout: BatchLayout,
-        mesh: Mesh,
+        group: dist.ProcessGroup,
         device: torch.device,
         *,
+        data_rank: int,
         num_workers: int,
         first_step: int,
         last_step: int,
     ) -> None:
-        """Start the loader processes; they read from `first_step` (0-based) to before `last_step`."""
+        """Start the loader processes; they read from `first_step` (0-based) to before `last_step`.
+
+        Args:
+            make_dataset: makes the samples by ordinal, on the group's first rank.
+            layout: says which samples are the group's.
+            group: the ranks that work on the same samples.
+            device: of this rank.
+            data_rank: the group's number among all groups.
+            num_workers: loader processes.
+            first_step: optimizer step to begin with.
+            last_step: optimizer step to end before.
+        """
         self._device = device
-        self._group = mesh.sample.get_group() if mesh.sample.size() > 1 else None
+        self._group = group if dist.get_world_size(group) > 1 else None
         self._batches: Iterator[Batch] | None = None
-        if mesh.sample.get_local_rank() != 0:
+        sampler = OrdinalBatchSampler(layout, data_rank, first_step, last_step)
+        self.num_batches = len(sampler)
+        """Micro-batches that there are, on every rank."""
+        if dist.get_rank(group) != 0:
             return
-        sampler = OrdinalBatchSampler(layout, mesh.data.get_local_rank(), first_step, last_step)
         loader: DataLoader[Sample] = DataLoader(
             make_dataset(),
             batch_sampler=sampler,
@@ -60,7 +74,7 @@ class BatchReader:
         self._batches = iter(loader)
 
     def next(self) -> Batch:
-        """Return the next micro-batch, on the device; collective over the data-parallel row."""
+        """Return the next micro-batch, on the device; collective over the group."""
         batch = None
         if self._batches is not None:
             batch = {key: self._to_device(value) for key, value in next(self._batches).items()}
@@ -73,11 +87,10 @@ class BatchReader:
         return value.to(self._device, non_blocking=True) if isinstance(value, Tensor) else value
 
     def _broadcast(self, batch: Batch | None, group: dist.ProcessGroup) -> Batch:
-        source = dist.get_global_rank(group, 0)
         header: list[Any] = [None]
         if batch is not None:
             header = [{key: _describe(value) for key, value in batch.items()}]
-        dist.broadcast_object_list(header, src=source, group=group, device=self._device)
+        dist.broadcast_object_list(header, group=group, group_src=0, device=self._device)
         received: Batch = {}
         for key, description in header[0].items():
             if not isinstance(description, tuple):
@@ -88,8 +101,76 @@ class BatchReader:
                 received[key] = torch.empty(shape, dtype=dtype, device=self._device)
             else:
                 received[key] = batch[key].contiguous()
-            dist.broadcast(received[key], src=source, group=group)
+            dist.broadcast(received[key], group=group, group_src=0)
         return received
+
+
+class Prefetcher:
+    """Reads and prepares each micro-batch before the one ahead of it is trained on.
+
+    On a GPU this happens on a stream of its own, beside the step's computation. Elsewhere the same is done in the same
+    order. Which samples a step has is the reader's matter: what was prepared when a run ends is read again by the next.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Batch],
+        prepare: Callable[[Batch], Batch],
+        device: torch.device,
+        *,
+        num_batches: int,
+        ahead: bool,
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            read: gives the next micro-batch on the device, on the current stream.
+            prepare: does what needs no trained weight, on the current stream.
+            device: of this rank.
+            num_batches: micro-batches that `read` can give.
+            ahead: whether there is memory for one micro-batch being prepared beside a step; else each is prepared when
+                it is asked for.
+        """
+        self._read = read
+        self._prepare = prepare
+        self._num_left = num_batches
+        self._ahead_wanted = ahead
+        self._ahead: Batch | None = None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda" and ahead:
+            self._stream = torch.cuda.Stream(device)
+            # Weights that `prepare` computes with may still be on their way.
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    def next(self) -> Batch:
+        """Return the next micro-batch, ready for the current stream, and start on the one after it.
+
+        Raises:
+            StopIteration: there is none.
+        """
+        batch = self._ahead if self._ahead is not None else self._start()
+        if batch is None:
+            raise StopIteration
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._stream.device)
+            # Before the next one is begun, for which nobody waits yet.
+            current.wait_stream(self._stream)
+            for value in batch.values():
+                if isinstance(value, Tensor):
+                    # Its memory belongs to the other stream, which would take it back while this one reads.
+                    value.record_stream(current)
+        if self._ahead_wanted:
+            self._ahead = self._start()
+        return batch
+
+    @torch.no_grad()
+    def _start(self) -> Batch | None:
+        """Begin to read and prepare a micro-batch; None where none is left."""
+        if self._num_left == 0:
+            return None
+        self._num_left -= 1
+        with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
+            return self._prepare(self._read())
 
 
 def _describe(value: Any) -> Any:

@@ -10,6 +10,8 @@ from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, read_manifest, read_
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import digest, read_json, sha256_file
 from worldtune.dataset.clips import Dataset, load_dataset
+from worldtune.dataset.latents import VERSION as LATENTS_VERSION
+from worldtune.dataset.latents import LatentCache, find_latents
 from worldtune.recipe.identity import identity
 from worldtune.recipe.schema import Recipe
 
@@ -40,6 +42,8 @@ class Inputs:
     """Folder of the video tokenizer."""
     tokenizer_sha256: str
     """Digest of the names and hashes of its files."""
+    latents: LatentCache | None
+    """The videos' latents; None encodes them in training."""
 
     def identity(self, recipe: Recipe, trainer_version: int) -> str:
         """Return the attempt's identity."""
@@ -49,6 +53,7 @@ class Inputs:
             control_sha256=self.control.source_sha256 if self.control else None,
             tokenizer_sha256=self.tokenizer_sha256,
             dataset_digest=self.dataset.digest,
+            latents_version=LATENTS_VERSION if self.latents else None,
             trainer_version=trainer_version,
         )
 
@@ -83,8 +88,9 @@ def find_inputs(recipe: Recipe, *, datasets: Path, checkpoints: Path) -> Inputs:
     _require(root / "dataset.json", f"data.dataset = {recipe.data.dataset!r}")
     file_list = checkpoints / chosen.tokenizer / "files.json"
     _require(file_list, f"checkpoints.tokenizer = {chosen.tokenizer!r}")
+    dataset, tokenizer_sha256 = load_dataset(root), digest(read_json(file_list))
     return Inputs(
-        dataset=load_dataset(root),
+        dataset=dataset,
         base=_find_split(checkpoints, chosen.base, recipe.parallel.tensor, "checkpoints.base"),
         control=(
             _find_split(
@@ -98,7 +104,8 @@ def find_inputs(recipe: Recipe, *, datasets: Path, checkpoints: Path) -> Inputs:
         ),
         tokenizer_name=chosen.tokenizer,
         tokenizer=file_list.parent,
-        tokenizer_sha256=digest(read_json(file_list)),
+        tokenizer_sha256=tokenizer_sha256,
+        latents=find_latents(dataset, recipe, tokenizer_sha256) if recipe.data.cache_latents else None,
     )
 
 

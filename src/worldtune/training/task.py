@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -57,6 +58,11 @@ class Task(Protocol):
         ...
 
     @property
+    def sample_group(self) -> dist.ProcessGroup:
+        """This rank and those that work on the same samples, as a group that the network itself does not use."""
+        ...
+
+    @property
     def measured_clip_ids(self) -> list[str]:
         """The held-out clips that `validate` measures."""
         ...
@@ -64,12 +70,20 @@ class Task(Protocol):
     def make_dataset(self) -> Dataset[Sample]:
         """Return a map-style dataset: an ordinal (global sample number) in, a sample out.
 
-        It is called on tensor rank 0 of each data-parallel row; the dataset is copied into loader processes.
+        It is called on the first rank of each `sample_group`; the dataset is copied into loader processes.
+        """
+        ...
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Return what `training_loss` needs of a micro-batch. Collective over `sample_group` alone.
+
+        This is for work that no trained weight takes part in. It is done ahead, while the step before computes, on a
+        GPU on a stream of its own. It draws nothing from the default generators.
         """
         ...
 
     def training_loss(self, batch: Batch) -> LossOutput:
-        """Return the loss of a micro-batch, with its graph. Collective over the tensor ranks."""
+        """Return the loss of a prepared micro-batch, with its graph. Collective over the tensor ranks."""
         ...
 
     def validate(self) -> list[ValidationRow]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.mesh import Mesh
 from worldtune.recipe.schema import Recipe
-from worldtune.training.data import BatchReader
+from worldtune.training.data import BatchReader, Prefetcher
 from worldtune.training.ema import PowerEma
 from worldtune.training.gradients import GradientAccumulator, check_replicas, clip, global_norm
 from worldtune.training.held_out import check_finite, is_measured
@@ -132,14 +132,22 @@ class _Trainer:
         last_step = self.recipe.training.max_iter
         self.first_step = first_step = self._resume()
         if first_step < last_step:
-            self.reader = BatchReader(
+            reader = BatchReader(
                 self.task.make_dataset,
                 self.layout,
-                self.mesh,
+                self.task.sample_group,
                 self.device,
+                data_rank=self.data_rank,
                 num_workers=self.recipe.data.num_workers,
                 first_step=first_step,
                 last_step=last_step,
+            )
+            self.batches = Prefetcher(
+                reader.next,
+                self.task.prepare,
+                self.device,
+                num_batches=reader.num_batches,
+                ahead=self.recipe.parallel.encode_ahead,
             )
         self._validate_if_due()
         stopped = self._agree(torch.zeros((), device=self.device))[2]
@@ -227,7 +235,7 @@ class _Trainer:
         clip_ids: list[list[str]] = []
         num_tokens = 0
         for micro_step in range(accumulation):
-            batch = self.reader.next()
+            batch = self.batches.next()
             ordinal = self.layout.ordinals(step, micro_step, self.data_rank)[0]
             seed_default_generators(self.recipe.training.seed, "default", ordinal)
             clock.mark("data")

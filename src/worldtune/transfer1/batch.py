@@ -4,7 +4,8 @@ Video and control stay uint8 until they are on the device: they are what is broa
 
 A sample holds `clip_id` (str), `ordinal` (int64 [], -1 in evaluation), `video` and `hint` (uint8 [3, T, H, W]), `text`
 (float32 [M, D]), `fps` (float32 []), `padding_mask` (float32 [1, H, W], 1 where the picture is padded) and `image_size`
-(float32 [4]: height and width, then those without the padding). Several views lie one after the other along T and M;
+(float32 [4]: height and width, then those without the padding). Where latents are cached, `latents` ([16, t, h, w] in
+the recipe's precision, not scaled) takes the place of `video`. Several views lie one after the other along T and M;
 `view_indices` (int64 [latent frames]) then says which camera each latent frame is of.
 """
 
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 
 from worldtune.controls.protocol import ControlSource
-from worldtune.controls.registry import CONTROL_KINDS
+from worldtune.controls.registry import CONTROL_KINDS, SIZE_ONLY_KINDS
 from worldtune.dataset.clips import CONTROL_SUFFIXES, Clip, Dataset
 from worldtune.dataset.fitting import SPLITS, aspect_ratio, check_dataset, long_enough
+from worldtune.dataset.latents import LatentCache
 from worldtune.dataset.text import read_t5
 from worldtune.media.geometry import FitResult, fit
 from worldtune.media.video import read_frames
@@ -29,6 +31,7 @@ from worldtune.training.held_out import measured_clips
 from worldtune.training.order import clip_index
 from worldtune.training.random import numpy_generator
 from worldtune.training.task import Sample
+from worldtune.transfer1.latents import channels_first, read_latents
 
 SHOWN_CLIPS = 20
 """Clips that are left out and named in the log."""
@@ -38,8 +41,13 @@ logger = logging.getLogger(__name__)
 class ClipDataset(torch.utils.data.Dataset[Sample]):
     """Training samples by ordinal, and held-out ones by clip."""
 
-    def __init__(self, dataset: Dataset, recipe: Recipe) -> None:
+    def __init__(self, dataset: Dataset, recipe: Recipe, latents: LatentCache | None = None) -> None:
         """Take the clips that are long enough for the recipe.
+
+        Args:
+            dataset: a validated dataset.
+            recipe: the resolved recipe; data.cache_latents decides on the window of training samples.
+            latents: where latents are read in the place of videos, if they are.
 
         Raises:
             WorldtuneError: the dataset does not fit the recipe.
@@ -48,6 +56,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         self.root = Path(dataset.root)
         self.scenes = dataset.scenes
         self.recipe = recipe
+        self.latents = latents
         self.train_clips = long_enough(dataset.split("train"), recipe.data.num_frames)
         self.held_out_clips = long_enough(dataset.split("held_out"), recipe.data.num_frames)
         self._log_left_out(dataset)
@@ -67,12 +76,15 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         return len(self.train_clips)
 
     def __getitem__(self, ordinal: int) -> Sample:
-        """Return the training sample with this global number: a drawn window under a drawn control, of drawn views."""
+        """Return the training sample with this global number: a drawn window under a drawn control, of drawn views.
+
+        Where the recipe caches latents, the window is the one that they are of.
+        """
         recipe = self.recipe
         seed = recipe.training.seed
         clip = self.train_clips[clip_index(seed, ordinal, len(self.train_clips))]
         assert clip.num_frames is not None
-        last_start = clip.num_frames - recipe.data.num_frames
+        last_start = 0 if recipe.data.cache_latents else clip.num_frames - recipe.data.num_frames
         start = int(numpy_generator(seed, "window", ordinal).integers(0, last_start + 1))
         views = draw_views(recipe, numpy_generator(seed, "views", ordinal))
         # One stream for all views, which thereby have different colours of objects, but one after the other.
@@ -95,8 +107,15 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         recipe = self.recipe
         kind, num_frames = recipe.control.kind, recipe.data.num_frames
         size_wh = recipe.video_sizes_wh[aspect_ratio(clip)]
+        assert clip.width is not None
+        assert clip.height is not None
+        if self.latents is None or kind not in SIZE_ONLY_KINDS:
+            frames = read_frames(clip.video_path(self.root), start, num_frames)
+        else:
+            # Takes no memory: one byte that is shown at each place.
+            frames = np.broadcast_to(np.uint8(0), (num_frames, clip.height, clip.width, 3))
         source = ControlSource(
-            frames=read_frames(clip.video_path(self.root), start, num_frames),
+            frames=frames,
             start=start,
             file=clip.control_path(self.root, kind) if kind in CONTROL_SUFFIXES else None,
             size_wh=size_wh,
@@ -107,27 +126,33 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
             if stream is None
             else control.training(source, recipe.control, stream)
         )
-        video = fit(controlled.video, size_wh)
+        # Without frames it tells the padding alone.
+        video = fit(controlled.video if self.latents is None else controlled.video[:0], size_wh)
         height, width = controlled.video.shape[1:3]
         text = read_t5(clip.t5_path(self.root), recipe.data.text_tokens, recipe.network.base.crossattn_emb_channels)
         return _View(
             video=video,
+            latents=None if self.latents is None else read_latents(self.latents, clip),
             hint=fit(controlled.hint, size_wh, source_wh=(width, height)).frames,
             text=torch.from_numpy(text),
         )
 
     def _assemble(self, clip: Clip, ordinal: int, parts: Sequence["_View"], views: Sequence[int]) -> Sample:
         first = parts[0].video
+        latents = [part.latents for part in parts if part.latents is not None]
         sample: Sample = {
             "clip_id": clip.clip_id,
             "ordinal": torch.tensor(ordinal),
-            "video": _channels_first(np.concatenate([part.video.frames for part in parts])),
-            "hint": _channels_first(np.concatenate([part.hint for part in parts])),
+            "hint": channels_first(np.concatenate([part.hint for part in parts])),
             "text": torch.cat([part.text for part in parts]),
             "fps": torch.tensor(clip.fps, dtype=torch.float32),
             "padding_mask": torch.from_numpy(first.padding_mask)[None],
             "image_size": torch.tensor(first.image_size, dtype=torch.float32),
         }
+        if latents:
+            sample["latents"] = torch.cat(latents, dim=1)
+        else:
+            sample["video"] = channels_first(np.concatenate([part.video.frames for part in parts]))
         if views:
             rows = torch.tensor([self.recipe.data.view_indices[view] for view in views])
             sample["view_indices"] = rows.repeat_interleave(self.recipe.num_latent_frames)
@@ -139,6 +164,9 @@ class _View:
     """One view's share of a sample."""
 
     video: FitResult
+    """Without frames where latents are cached."""
+    latents: Tensor | None
+    """[16, t, h, w]; None where latents are not cached."""
     hint: np.ndarray
     """uint8 [T, H, W, 3]."""
     text: Tensor
@@ -151,7 +179,3 @@ def draw_views(recipe: Recipe, rng: np.random.Generator) -> tuple[int, ...]:
         return ()
     others = rng.choice(len(recipe.data.views) - 1, size=recipe.num_views - 1, replace=False) + 1
     return (0, *sorted(int(other) for other in others))
-
-
-def _channels_first(frames_thwc: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frames_thwc.transpose(3, 0, 1, 2)))

@@ -19,6 +19,7 @@ from worldtune.common.progress import progress
 from worldtune.common.versions import stage_version
 from worldtune.dataset.clips import load_dataset
 from worldtune.media.video import write_video
+from worldtune.parallel.mesh import sample_group
 from worldtune.recipe.schema import Recipe, Sampling
 from worldtune.training.manifest import check_trained
 from worldtune.training.task import Sample
@@ -134,7 +135,7 @@ def _load(
     built = build_denoiser(recipe, base, read_exported(model_dir), mesh, device)
     dtype = DTYPES[recipe.training.precision]
     tokenizer = VideoTokenizer(checkpoints_dir / recipe.checkpoints.tokenizer, recipe.data.num_frames, device, dtype)
-    return built.denoiser, LatentEncoder(tokenizer, mesh, device, recipe)
+    return built.denoiser, LatentEncoder(tokenizer, sample_group(mesh), device, recipe)
 
 
 def draw_sample(

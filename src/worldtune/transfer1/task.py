@@ -13,7 +13,7 @@ from worldtune.common.progress import progress
 from worldtune.dataset.clips import Clip
 from worldtune.dataset.fitting import aspect_ratio
 from worldtune.kernels.attention import Kernel, fastest_kernel, use_kernel
-from worldtune.parallel.mesh import Mesh
+from worldtune.parallel.mesh import Mesh, sample_group
 from worldtune.recipe.estimate import num_tokens
 from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_FRAMES, LATENT_PIXELS, Recipe
 from worldtune.training.inputs import Inputs, read_own_shard
@@ -40,7 +40,7 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: Mesh, device: torch.device)
             before it is trained.
     """
     # Refuses a dataset that does not fit, before minutes go into the weights.
-    dataset = ClipDataset(inputs.dataset, recipe)
+    dataset = ClipDataset(inputs.dataset, recipe, inputs.latents)
     degree, rank = mesh.tensor.size(), mesh.tensor.get_local_rank()
     control_state = read_own_shard(inputs.control, degree, rank) if inputs.control else None
     choose_attention(recipe, device)
@@ -50,7 +50,7 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: Mesh, device: torch.device)
     return Transfer1Task(
         recipe,
         built.denoiser,
-        LatentEncoder(tokenizer, mesh, device, recipe),
+        LatentEncoder(tokenizer, sample_group(mesh), device, recipe),
         dataset,
         mesh,
         load_reports=built.load_reports,
@@ -82,35 +82,51 @@ def choose_attention(recipe: Recipe, device: torch.device) -> None:
 
 
 class LatentEncoder:
-    """Pixels to scaled latents, each of video and control on a rank of its own where two compute on one sample."""
+    """Pixels to scaled latents, each of video and control on a rank of its own where two ranks share samples."""
 
-    def __init__(self, tokenizer: VideoTokenizer, mesh: Mesh, device: torch.device, recipe: Recipe) -> None:
-        """Take the tokenizer of this rank."""
+    def __init__(
+        self, tokenizer: VideoTokenizer, group: dist.ProcessGroup, device: torch.device, recipe: Recipe
+    ) -> None:
+        """Take the tokenizer of this rank.
+
+        Args:
+            tokenizer: it encodes what is this rank's to encode.
+            group: the ranks that work on the same samples.
+            device: of this rank.
+            recipe: gives precision and scale.
+        """
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = DTYPES[recipe.training.precision]
         self.sigma_data = recipe.objective.sigma_data
-        self._mesh = mesh.sample
+        self.group = group
 
     @torch.no_grad()
     def __call__(self, *videos: Tensor) -> list[Tensor]:
         """Return the latents, float32 [B, 16, T, H, W], of uint8 videos [B, 3, T, H, W].
 
-        Collective over the ranks of a sample, which all get the same values.
+        Collective over the group, whose ranks all get the same values.
         """
-        size, rank = self._mesh.size(), self._mesh.get_local_rank()
+        size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
         latents = []
         for index, video in enumerate(videos):
             if index % size == rank:
-                latents.append(self.tokenizer.encode(video.to(self.device, self.dtype) / 127.5 - 1).contiguous())
+                latents.append(self.tokenizer.encode_frames(video).contiguous())
             else:
                 shape = latent_shape(video.shape, self.tokenizer.num_frames)
                 latents.append(torch.empty(shape, dtype=self.dtype, device=self.device))
         if size > 1:
-            group = self._mesh.get_group()
             for index, latent in enumerate(latents):
-                dist.broadcast(latent, src=dist.get_global_rank(group, index % size), group=group)
+                dist.broadcast(latent, group=self.group, group_src=index % size)
         return [latent.float() * self.sigma_data for latent in latents]
+
+    def encode_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the latents of a batch's video, as they were cached where it has them, and those of its hint."""
+        if "latents" not in batch:
+            latents, hint = self(batch["video"], batch["hint"])
+            return latents, hint
+        [hint] = self(batch["hint"])
+        return batch["latents"].float() * self.sigma_data, hint
 
 
 def latent_shape(video_shape_bcthw: Sequence[int], frames_a_view: int) -> tuple[int, int, int, int, int]:
@@ -156,6 +172,11 @@ class Transfer1Task:
         return self.denoiser.control
 
     @property
+    def sample_group(self) -> dist.ProcessGroup:
+        """The ranks that work on the same samples."""
+        return self.encoder.group
+
+    @property
     def measured_clip_ids(self) -> list[str]:
         """The held-out clips that `validate` measures."""
         return [clip.clip_id for clip in self.dataset.measured_clips]
@@ -164,10 +185,16 @@ class Transfer1Task:
         """Return the training samples by ordinal."""
         return self.dataset
 
+    def prepare(self, batch: Batch) -> Batch:
+        """Return a micro-batch with scaled latents, float32 [B, 16, T, H, W], as `latents` and `hint`: no pixels."""
+        latents, hint = self.encoder.encode_batch(batch)
+        kept = {key: value for key, value in batch.items() if key != "video"}
+        return {**kept, "latents": latents, "hint": hint}
+
     def training_loss(self, batch: Batch) -> LossOutput:
-        """Return the loss of a micro-batch at drawn noise; collective over the ranks of a sample."""
+        """Return the loss of a prepared micro-batch at drawn noise; collective over the ranks of a sample."""
         recipe, device = self.recipe, self.encoder.device
-        latents, hint = self.encoder(batch["video"], batch["hint"])
+        latents, hint = batch["latents"], batch["hint"]
         draws = draw(
             batch["ordinal"].tolist(),
             latents.shape[1:],
@@ -265,7 +292,7 @@ def encode_sample(sample: Sample, encoder: LatentEncoder, recipe: Recipe) -> tup
     No frame is given, but the main view where the recipe gives that always.
     """
     tensors = {key: value[None].to(encoder.device) for key, value in sample.items() if isinstance(value, Tensor)}
-    latents, hint = encoder(tensors["video"], tensors["hint"])
+    latents, hint = encoder.encode_batch(tensors)
     indicator_t = given_frames(latents.shape[2], 0, config=recipe.objective, num_views=recipe.num_views)
     conditions = Conditions(
         hint_bcthw=hint,

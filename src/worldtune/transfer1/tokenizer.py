@@ -48,6 +48,10 @@ class VideoTokenizer:
         self._decoder = self._load("decoder")
         self._mean, self._std = self._load_statistics()
 
+    def encode_frames(self, video: Tensor) -> Tensor:
+        """Return the normalised latents of uint8 frames [B, 3, n * num_frames, H, W]; see `encode`."""
+        return self.encode(video.to(self.device, self.dtype) / 127.5 - 1)
+
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """Return the normalised latents of a video.
