@@ -32,6 +32,21 @@ def test_networks_over_processes_equal_those_in_one(data: int, context: int, ten
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("context", "tensor"), [(1, 1), (2, 1), (1, 2)])
+def test_compiled_networks_equal_others(context: int, tensor: int, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("layout_check.py")
+    degrees = ["1", str(context), str(tensor)]
+    done = subprocess.run(
+        [sys.executable, script, *degrees, tmp_path, "aot_eager"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def test_split_axes() -> None:
     attention = "blocks.block0.blocks.1.block.attn."
     for prefix in ("", "net.", "base_model.net."):

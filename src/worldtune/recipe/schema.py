@@ -343,8 +343,7 @@ class Parallel(Section):
     recompute_less: NonNegativeInt = 0
     """So many blocks of the base, the last ones, recompute one level less; fills the memory that is left."""
     encode_ahead: bool = Field(default=True, json_schema_extra=affects("nothing"))
-    """Whether the tokenizer encodes the next batch beside a step; takes its memory (31 GiB at 121 x 704 x 1280) beside
-    the step's."""
+    """Whether the tokenizer encodes the next batch beside a step, where there is memory for both."""
     compile: bool = True
     """Whether transformer blocks are compiled (GPUs only)."""
     attention: Literal["measured", "sdpa", "cudnn", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = (
