@@ -11,13 +11,16 @@ ARROWS: dict[str, set[str]] = {
     "formats": {"common"},
     "media": {"common"},
     "parallel": {"common"},
+    "kernels": {"common"},
     "recipe": {"common"},
     "controls": {"common", "formats", "media", "recipe"},
     "checkpoint": {"common", "parallel"},
     "annotate": {"checkpoint", "common"},
     "dataset": {"annotate", "common", "controls", "formats", "media", "recipe"},
     "training": {"checkpoint", "common", "dataset", "parallel", "recipe"},
-    "transfer1": {"checkpoint", "common", "controls", "dataset", "media", "parallel", "recipe", "training"},
+    "transfer1": {
+        *("checkpoint", "common", "controls", "dataset", "kernels", "media", "parallel", "recipe", "training"),
+    },
     "demo": {
         *("annotate", "checkpoint", "common", "dataset", "formats", "media", "recipe", "training", "transfer1"),
     },

@@ -31,6 +31,8 @@ BROUGHT = {
     "tokenizers": "transformers",
 }
 """Imports whose version another dependency fixes; a pin of their own could only contradict it."""
+OPTIONAL = {"flash_attn": "flash-attn-4"}
+"""Modules of optional dependencies, which may not be installed -> the requirement that brings them."""
 
 
 def imported() -> set[str]:
@@ -46,7 +48,7 @@ def imported() -> set[str]:
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         modules |= set(re.findall(r'"\s*(?:import|from) (\w+)', path.read_text()))
     modules -= set(sys.stdlib_module_names) | {"worldtune"}
-    return {canonicalize_name(known[module][0]) for module in modules}
+    return {canonicalize_name(known[module][0]) for module in modules if module not in OPTIONAL}
 
 
 def test_the_generated_files_are_current() -> None:
@@ -81,6 +83,8 @@ def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
     used = {BROUGHT.get(name, name) for name in imported()}
     assert used - declared == set()
     assert declared - used - set(NOT_IMPORTED) == set()
+    extras = dependencies.read_project(ROOT)["optional-dependencies"].values()
+    assert set(OPTIONAL.values()) <= {canonicalize_name(Requirement(text).name) for extra in extras for text in extra}
 
 
 def test_each_dependency_says_why() -> None:

@@ -80,6 +80,6 @@ def test_one_that_does_not_end_is_named(
 ) -> None:
     monkeypatch.setattr(notebook_module, "TIMEOUT_S", 5)
     notebook = write_notebook(tmp_path / "broken.ipynb", code)
-    with pytest.raises(WorldtuneError, match=rf"broken\.ipynb was not run to its end by .*(?s:.*){message}"):
+    with pytest.raises(WorldtuneError, match=rf"broken\.ipynb failed:(?s:.*){message}"):
         execute_notebook(notebook, tmp_path / "page.html", title="", root=tmp_path, parameters={"run": "run"})
     assert not (tmp_path / "page.html").exists()

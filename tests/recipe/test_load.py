@@ -103,7 +103,13 @@ def test_every_recipe_is_valid_finite_and_seeded(name: str) -> None:
 def test_every_published_experiment_has_a_recipe_and_a_demo_twin() -> None:
     assert len(PUBLISHED) == 28
     names = {published.recipe for published in PUBLISHED}
-    assert set(RECIPES) == names | {f"demo_{name}" for name in names}
+    assert set(RECIPES) == names | {f"demo_{name}" for name in names} | {"edge_posttrain_80gb"}
+
+
+def test_the_recipe_for_one_gpu_trains_the_same_weights() -> None:
+    small, whole = load(name="edge_posttrain_80gb"), load(name="edge_posttrain")
+    assert small.world_size == 1
+    assert values_that_affect(small, "weights") == values_that_affect(whole, "weights")
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.recipe)

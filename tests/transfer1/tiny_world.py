@@ -131,7 +131,7 @@ def make_world(root: Path, num_frames: int = NUM_FRAMES) -> None:
             split_checkpoint(repo / f"{stem}.pt", repo / f"checkpoints_tp_{degree}", degree)
 
 
-def make_dataset(root: Path, num_frames: int) -> None:
+def make_dataset(root: Path, num_frames: int = NUM_FRAMES) -> None:
     rows = []
     for digit, (width, height) in SIZES_WH.items():
         rng = np.random.default_rng(int(digit))

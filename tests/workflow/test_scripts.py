@@ -60,7 +60,12 @@ def test_unknown_option(script: str) -> None:
 
 
 RUN = "demo_edge_posttrain"
+TOKENIZER = ("--tokenizer", "me/codec", "--num-frames", "17", "--resolution", "128", "--precision", "float32")
 NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
+    "cache_latents": [
+        (("--dataset", "no", "--shard", "0000", *TOKENIZER), "datasets/no/manifests/ingest/0000.parquet"),
+        (("--dataset", "synthetic", "--shard", "0000", *TOKENIZER), "synthetic"),
+    ],
     "captions": [(("--dataset", "no", "--shard", "0000"), "'no'"), (("--dataset", "synthetic", "--shard", "9"), "'9'")],
     "clean": [(("attempts",), "--run"), (("all",), "'all'")],
     "comparison": [(("--runs", "no", RUN), "no")],
