@@ -117,7 +117,7 @@ rule split_checkpoint:
     resources:
         slurm_partition=partition("cpu"),
         slurm_account=PROJECT.cluster.account,
-        mem_mb=24000,
+        mem_mb=4000,
         runtime=60,
     params:
         version=stage_version("checkpoint/splitting.py"),
