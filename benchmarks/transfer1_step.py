@@ -116,7 +116,9 @@ class Step:
     def __call__(self, mark: Callable[[str], None]) -> float:
         """Make a step; `mark` is told the end of each part. Returns the loss."""
         config = self.recipe.objective
-        draws = draw([self.number], self.latents.shape[1:], seed=1, config=config).to(self.device)
+        draws = draw([self.number], self.latents.shape[1:], seed=1, config=config, num_views=self.recipe.num_views).to(
+            self.device
+        )
         noisy = add_noise(self.latents, draws, sigma_data=config.sigma_data)
         prediction = self.denoiser(noisy, draws.sigma_b, self.conditions)
         loss = edm_loss(

@@ -31,6 +31,8 @@ register_flash_attention_impl(
     EXTERNAL["flash_attention_4"][0],
     register_fn=partial(_fa4.register_flash_attention_fa4, "worldtune.kernels.flash_attention_4"),
 )
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, ImportError)
+"""What packages raise that do not fit this device, shape or version of PyTorch."""
 WARM_UP_CALLS = 2
 TIMED_CALLS = 3
 logger = logging.getLogger(__name__)
@@ -118,8 +120,7 @@ def fastest_kernel(*, num_tokens: int, num_heads: int, head_channels: int, devic
             timing = time_kernel(
                 kernel, num_tokens=num_tokens, num_heads=num_heads, head_channels=head_channels, device=device
             )
-        # Whatever goes wrong in another package's kernel, there is one of PyTorch's to go on with.
-        except Exception as error:  # noqa: BLE001
+        except FAILURES as error:
             logger.warning("attention kernel %s cannot be used here: %s", kernel, error)
             continue
         logger.info(

@@ -142,6 +142,15 @@ def _network_problems(recipe: Recipe) -> Iterator[str]:
 def _one_network_problems(recipe: Recipe, prefix: str, network: NetworkConfig) -> Iterator[str]:
     if network.model_channels % network.num_heads:
         yield f"{prefix}.num_heads: must divide model_channels = {network.model_channels}, found {network.num_heads}"
+    if network.add_augment_sigma_embedding:
+        yield f"{prefix}.add_augment_sigma_embedding: no recipe trains with it; must be false, found true"
+    if network.out_channels != LATENT_CHANNELS:
+        yield f"{prefix}.out_channels: the latents have {LATENT_CHANNELS} channels, found {network.out_channels}"
+    if recipe.num_latent_frames % network.patch_temporal:
+        yield (
+            f"{prefix}.patch_temporal: must divide the {recipe.num_latent_frames} latent frames of data.num_frames, "
+            f"found {network.patch_temporal}"
+        )
     parallel = recipe.parallel
     if network.num_heads % (parallel.tensor * parallel.context):
         yield (
@@ -195,6 +204,11 @@ def _layout_problems(recipe: Recipe) -> Iterator[str]:
                     f"divide the {tokens} tokens of a {width}x{height} ({aspect}) clip, found {chunks}; change it, "
                     "data.num_frames or data.resolution"
                 )
+    if parallel.attention not in ("measured", "sdpa") and recipe.training.precision == "float32":
+        yield (
+            f"parallel.attention: {parallel.attention!r} computes in half precision, but training.precision = float32; "
+            'set "sdpa" or "measured"'
+        )
     per_node = recipe.cluster.gpus_per_node
     if recipe.world_size > per_node and recipe.world_size % per_node:
         yield (

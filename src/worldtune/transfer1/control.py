@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.tokens import local
+from worldtune.recipe.estimate import HINT_WIDTHS
 from worldtune.recipe.network import ControlNetworkConfig
 from worldtune.transfer1.embeddings import PatchEmbedding
 from worldtune.transfer1.layers import TokenLinear
 from worldtune.transfer1.network import BaseNetwork, DiffusionTransformer, stretched_mask
 from worldtune.transfer1.rotary import RopeAngles
 
-HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)
-"""Widths between the layers of the hint's MLP."""
 BRANCH_ONLY = ("x_embedder2.", "input_hint_block.", "zero_blocks.")
 """Parameters that a base network does not have."""
 

@@ -64,8 +64,9 @@ def _spread(name: str, parameter: nn.Parameter, mesh: DeviceMesh) -> nn.Paramete
 def shard_weights(network: DiffusionTransformer, mesh: Mesh) -> None:
     """Shard a network's parameters with FSDP2 over the ranks that hold the same weights; collective over them.
 
-    Each block is gathered when it computes. Gradients come out as shards: summed over the context ranks, averaged over
-    the data-parallel ones, in float32 or better. Nothing changes where one rank holds the weights.
+    Each block is gathered when it computes. Gradients come out as shards of the parameters' type: summed over the
+    context ranks and averaged over the data-parallel ones in float32 or better. Nothing changes where one rank holds
+    the weights.
 
     Args:
         network: with its final values, on the mesh's device, after `parallelize`.
@@ -76,7 +77,11 @@ def shard_weights(network: DiffusionTransformer, mesh: Mesh) -> None:
     dtype = next(network.parameters()).dtype
     policy = MixedPrecisionPolicy(reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False)
     for module in (*network.blocks.values(), network):
-        fully_shard(module, mesh=mesh.replicas, mp_policy=policy)
+        # The outermost module too, which FSDP2 would leave gathered: what is done between a measurement without a
+        # backward pass and the next step must find shards.
+        fully_shard(module, mesh=mesh.replicas, mp_policy=policy, reshard_after_forward=True)
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(float(mesh.data.size()))
+            # A division within the reduction is more than gloo can do.
+            module.set_force_sum_reduction_for_comms(True)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
 from worldtune.common.script import run
 from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
@@ -30,8 +31,10 @@ ZERO_BOUND = 1e-12
 """Largest absolute value that passes where the reference is zero."""
 SIGMA_DATA = 0.5
 """Standard deviation of the scaled latents in the cases with a denoiser."""
-COMPARED = ("out/", "feat/", "grad_base/", "grad_ctrl/", "denoise/")
-"""Beginnings of the names of references; bf16/ is another precision."""
+NO_REFERENCE = ("in/", "bf16/")
+"""Beginnings of the names of tensors that are not compared: inputs, and another precision."""
+VIEW_ARGUMENTS = ("n_views", "n_views_emb", "view_condition_dim", "add_repeat_frame_embedding")
+"""Constructor arguments of multi-view networks."""
 VIDEO_INPUTS = {
     "fps": "fps",
     "padding_mask": "padding_mask",
@@ -64,14 +67,20 @@ def config_of(values: Mapping[str, Any], *, control: bool, multiview: bool) -> N
     """Return the configuration that a case's constructor arguments mean."""
     fields = ControlNetworkConfig.model_fields if control else NetworkConfig.model_fields
     known = {key: value for key, value in values.items() if key in fields and value is not None}
+    if not multiview:
+        # The original's other classes take these and have no use for them.
+        known = {key: value for key, value in known.items() if key not in VIEW_ARGUMENTS}
     if multiview:
         # Multi-view networks have the fixed embedding whatever type the case states.
         known["extra_per_block_abs_pos_emb_type"] = "sincos"
     if not control:
         return NetworkConfig(**known)
-    mask = values.get("layer_mask")
-    if mask is not None:
+    # No effect while the base is frozen, as it is in every case with a branch.
+    known.pop("dropout_ctrl_branch", None)
+    mask = values.get("layer_mask") or []
+    if True in mask:
         known["num_control_blocks"] = mask.index(True)
+    known.setdefault("num_control_blocks", values["num_blocks"])
     return ControlNetworkConfig(**known)
 
 
@@ -85,6 +94,9 @@ class Case:
             WorldtuneError: a file is missing, or weights do not fit the networks.
         """
         self.description = read_json(Path(f"{prefix}.json"))
+        for part in ("io", "base"):
+            if not Path(f"{prefix}.{part}.safetensors").is_file():
+                raise WorldtuneError(f"{prefix}.{part}.safetensors does not exist; {prefix} is no whole case.")
         self.tensors = load_file(f"{prefix}.io.safetensors")
         multiview = bool(self.description.get("multiview"))
         base_state = load_file(f"{prefix}.base.safetensors")
@@ -132,7 +144,7 @@ class Case:
         wanted = {name.removeprefix(group) for name in self.tensors if name.startswith(group)}
         for name in sorted(wanted):
             self.check(group + name, gradients.get(name))
-        for name, norm in self.description.get(norms, {}).items():
+        for name, norm in (self.description.get(norms) or {}).items():
             if name not in gradients:
                 if "logvar" not in name:
                     self.errors[f"{norms}/{name}"] = float("inf")
@@ -170,7 +182,9 @@ def check_base(case: Case) -> None:
     loss.backward()
     case.check_gradients(case.base, "grad_base/", "base_model.net.", "grad_norms_base_alone")
     without = case.description.get("params_without_gradient")
-    if isinstance(without, list):
+    if without is not None and not isinstance(without, list):
+        case.errors["params_without_gradient"] = float("inf")
+    elif without is not None:
         wanted = {name.removeprefix("base_model.").removeprefix("net.") for name in without}
         found = {name for name, parameter in case.base.named_parameters() if parameter.grad is None}
         case.errors["params_without_gradient"] = 0.0 if wanted == found else float("inf")
@@ -187,17 +201,25 @@ def check_base(case: Case) -> None:
 
 def check_control(case: Case) -> None:
     """Compare the branch and the base under it: features, residuals, output, loss, gradients."""
-    if case.control is None or "in/hint" not in case.tensors:
+    if case.control is None:
         return
     case.base.requires_grad_(False)
+    if "in/hint" not in case.tensors:
+        # Without a hint the base runs alone.
+        out = case.base(case.input("x"), case.input("timesteps"), case.input("crossattn_emb"), **case.inputs)
+        case.check("out/combined", out)
+        return
     x, timesteps = case.input("x"), case.input("timesteps")
     features: dict[str, Tensor] = {}
-    residuals = case.residuals(x, timesteps, case.description.get("control_weight", 1.0), features)
+    weight = case.description.get("control_weight")
+    residuals = case.residuals(x, timesteps, 1.0 if weight is None else weight, features)
     case.check_features("feat/", {"guided_hint": features.pop("guided_hint")})
     case.check_features("feat/ctrl/", features)
     case.check_features("out/x_ctrl/", residuals)
     out = case.base(x, timesteps, case.input("crossattn_emb"), x_ctrl=residuals, **case.inputs)
     case.check("out/combined", out)
+    if "in/target" not in case.tensors:
+        return
     loss = (out - case.input("target")).square().mean()
     case.check("out/combined_loss", loss)
     loss.backward()
@@ -207,7 +229,8 @@ def check_control(case: Case) -> None:
 @torch.no_grad()
 def check_denoiser(case: Case) -> None:
     """Compare the EDM denoiser built on the networks and its losses, where the case has them."""
-    if "denoise/sigma" not in case.tensors or case.control is None or case.logvar is None:
+    needed = {"denoise/sigma", "in/hint", "in/target"}
+    if not needed <= case.tensors.keys() or case.control is None or case.logvar is None:
         return
     sigma = case.tensors["denoise/sigma"]
     c_noise = sigma.log() / 4
@@ -242,7 +265,7 @@ def errors_of_case(prefix: str) -> dict[str, float]:
     check_denoiser(case)
     # A reference that nothing was compared with must not pass in silence.
     for name in case.tensors:
-        if name.startswith(COMPARED) and name not in case.errors:
+        if not name.startswith(NO_REFERENCE) and name not in case.errors:
             case.errors[name] = float("inf")
     return case.errors
 
@@ -254,9 +277,11 @@ def main() -> None:
     errors = errors_of_case(parser.parse_args().prefix)
     for name, error in errors.items():
         sys.stdout.write(f"{error:9.2e} {'' if error <= BOUND else 'FAILS '}{name}\n")
+    if not errors:
+        raise WorldtuneError("the case has no reference to compare with.")
     failed = sum(error > BOUND for error in errors.values())
     sys.stdout.write(f"{len(errors)} compared, {failed} over {BOUND:g}, largest error {max(errors.values()):.2e}\n")
-    if failed or not errors:
+    if failed:
         sys.exit(1)
 
 

@@ -231,11 +231,14 @@ class Transfer1Task:
         """Measure the weighted squared error on held-out clips: fixed noise, text given, no more frames than always.
 
         Each clip is measured with its own control and, under the same noise, with that of the next held-out clip of its
-        size. Data-parallel ranks share the clips; all ranks return all rows.
+        size. Data-parallel ranks share the clips unless weights are sharded over them; all ranks return all rows.
         """
         clips = self.dataset.measured_clips
         others = other_clips(clips)
         data_rank, num_data = self.mesh.data.get_local_rank(), self.mesh.data.size()
+        if self.recipe.parallel.shard != "nothing":
+            # Sharded weights are gathered over the data-parallel ranks, which must then compute equally often.
+            data_rank, num_data = 0, 1
         mine = clips[data_rank::num_data]
         rows = [row for clip in progress(mine, "held-out clips") for row in self._measure(clip, others[clip.clip_id])]
         if num_data > 1:
