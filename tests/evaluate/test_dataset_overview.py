@@ -157,4 +157,4 @@ def test_an_unknown_dataset_is_told_the_nearest(root: Path) -> None:
     command = [sys.executable, "src/scripts/dataset_overview.py", "--dataset", "sett", "--root", str(root)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "there is no dataset in datasets/ 'sett'; the nearest known: set." in result.stderr
+    assert "datasets/ has no dataset 'sett'; the nearest known: set." in result.stderr

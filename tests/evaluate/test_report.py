@@ -244,7 +244,7 @@ def test_a_full_disk_leaves_the_older_page(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_failing_cell_is_a_named_error(tmp_path: Path) -> None:
     (tmp_path / "Snakefile").touch()
-    with pytest.raises(WorldtuneError, match="there is no run in results/ 'gone'"):
+    with pytest.raises(WorldtuneError, match="results/ has no run 'gone'"):
         execute_notebook(NOTEBOOK, tmp_path / "report.html", title="", root=tmp_path, parameters={"run": "gone"})
     assert not (tmp_path / "report.html").exists()
 

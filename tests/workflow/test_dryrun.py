@@ -130,7 +130,7 @@ def test_pages_that_are_asked_for_by_name(workspace: Workspace) -> None:
     [
         (
             "datasets/synthetics/overview.html",
-            "no dataset in config/config.yaml 'synthetics'; the nearest known: synthetic",
+            "config/config.yaml has no dataset 'synthetics' (did you mean 'synthetic'?)",
         ),
         (
             "comparisons/edge_postrain+edge_pretrain.html",

@@ -62,7 +62,11 @@ def test_unknown_option(script: str) -> None:
 RUN = "demo_edge_posttrain"
 NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "captions": [(("--dataset", "no", "--shard", "0000"), "'no'"), (("--dataset", "synthetic", "--shard", "9"), "'9'")],
-    "clean": [(("attempts",), "--run"), (("all",), "'all'")],
+    "clean": [
+        (("attempts",), "--run"),
+        (("attempts", "--run", RUN), "results/ has no run with attempts"),
+        (("all",), "'all'"),
+    ],
     "comparison": [(("--runs", "no", RUN), "no")],
     "controls": [(("--dataset", "synthetic", "--shard", "0000", "--control", "egde"), "'egde'")],
     "dag": [(("now",), "now")],
@@ -87,7 +91,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
         (("no_model_mp_0.pt", "--output", "a.pt"), "no_model_mp_0.pt"),
         (("no.split.json", "--output", "a.txt"), "a.txt"),
     ],
-    "push": [(("--run", RUN), "results/demo_edge_posttrain")],
+    "push": [(("--run", RUN), "results/ has no run 'demo_edge_posttrain'; there is none yet")],
     "render_synthetic": [(("--dataset", "no", "--shard", "0000"), "'no'")],
     "report": [(("--run", RUN, "--output", "r.html"), "manifest.json")],
     "retry": [(("--dataset", "no"), "'no'")],

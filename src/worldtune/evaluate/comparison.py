@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from worldtune.common.words import count_of
 from worldtune.evaluate import report
 from worldtune.evaluate.figures import (
     BLUE,
@@ -23,7 +24,6 @@ from worldtune.evaluate.figures import (
     LIGHT_GREY,
     ORANGE,
     STYLE,
-    count_of,
     data_url,
     file_url,
     log_scale,

@@ -20,11 +20,12 @@ from PIL import Image
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
+from worldtune.common.words import count_of
 from worldtune.dataset.clips import CONTROL_SUFFIXES, caption_path, video_path
 from worldtune.dataset.config import DatasetConfig, load_datasets
 from worldtune.dataset.validate import REASON_SEPARATOR
 from worldtune.evaluate.control_pictures import control_picture
-from worldtune.evaluate.figures import BLUE, GREY, ORANGE, RED, STYLE, count_of, data_url, note
+from worldtune.evaluate.figures import BLUE, GREY, ORANGE, RED, STYLE, data_url, note
 from worldtune.media.video import read_frames
 from worldtune.recipe.project import config_path
 

@@ -52,11 +52,6 @@ LINEAR_DECADES = 0.4
 """Below this span of a logarithmic axis, round multiples of a power of ten may all lie outside of it."""
 
 
-def count_of(number: int, noun: str) -> str:
-    """Return "1 step", "2 steps"."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def as_html(table: pd.DataFrame) -> str:
     """Return a table as plain HTML with short numbers, column names in words, and nothing where a value is missing."""
     if any(name is not None for name in table.index.names):

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
+from worldtune.common.words import count_of
 from worldtune.evaluate.dataset_overview import reason_table
-from worldtune.evaluate.figures import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, STYLE, count_of, file_url, log_scale, note
+from worldtune.evaluate.figures import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, STYLE, file_url, log_scale, note
 from worldtune.evaluate.places import run_folder
 from worldtune.training.manifest import read_manifest
 

@@ -175,8 +175,13 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def _merge_model(values: dict[str, Any], path: Path, root: Path) -> None:
     network = values.get("network")
     size = network.get("size") if isinstance(network, dict) else None
-    if not isinstance(network, dict) or not isinstance(size, str):
-        raise WorldtuneError(f"{path}: network.size must name a file below {MODELS}/ (without .toml).")
+    if not isinstance(network, dict) or size is None:
+        raise WorldtuneError(
+            f'{path}: network.size is missing; did you forget {EXTENDS}, as in {EXTENDS} = "edge_posttrain"? A recipe '
+            f"that extends none must name a file below {MODELS}/ (without .toml)."
+        )
+    if not isinstance(size, str):
+        raise WorldtuneError(f"{path}: network.size must name a file below {MODELS}/ (without .toml), found {size!r}.")
     model_path = root / MODELS / f"{size}.toml"
     if not model_path.is_file():
         known = [candidate.stem for candidate in sorted((root / MODELS).glob("*.toml"))]
@@ -229,6 +234,9 @@ def _explain(path: Path, error: ValidationError) -> str:
 
 def _explain_one(detail: ErrorDetails, known: Sequence[str]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
+    section = difflib.get_close_matches(key, Recipe.model_fields, n=1)
+    if detail["type"] == "extra_forbidden" and isinstance(detail["input"], dict) and section:
+        return f"[{key}]: unknown section; did you mean [{section[0]}]?"
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key{_nearest(key, known)}"
     if detail["type"] == "missing":
