@@ -4,6 +4,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,38 @@ def _merge_parents(path: Path, root: Path, children: tuple[Path, ...]) -> dict[s
     for parent in parents:
         merged = merge(merged, _merge_parents(_parent_path(path, parent, root), root, (*children, path.resolve())))
     return merge(merged, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """What the file of a recipe says itself, and what the recipes that it extends say; dotted keys to values."""
+
+    parents: tuple[str, ...]
+    own: dict[str, Any]
+    inherited: dict[str, Any]
+
+
+def read_extension(path: Path, root: Path = Path()) -> Extension:
+    """Read what a recipe's file adds to the recipes that it extends; nothing is resolved or checked.
+
+    Raises:
+        WorldtuneError: a file is missing or no TOML.
+    """
+    own = _read_toml(path)
+    parents = own.pop(EXTENDS, [])
+    names = [parents] if isinstance(parents, str) else list(parents)
+    inherited: dict[str, Any] = {}
+    for parent in names:
+        inherited = merge(inherited, _merge_parents(_parent_path(path, parent, root), root, (path.resolve(),)))
+    return Extension(parents=tuple(names), own=flatten(own), inherited=flatten(inherited))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested tables by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _parent_path(path: Path, parent: str, root: Path) -> Path:
