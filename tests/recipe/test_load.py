@@ -190,8 +190,8 @@ def test_a_demo_twin_is_wired_like_its_recipe(published: Published) -> None:
     [
         ("[optimizer]\nlearning_rte = 1e-4\n", r"optimizer\.learning_rte: unknown key.*optimizer\.learning_rate"),
         ("[optimiser]\nlearning_rate = 1e-4\n", r"\[optimiser\]: unknown section; did you mean \[optimizer\]\?"),
-        ("[trainning]\nmax_iter = 3\n", r"\[trainning\]: unknown section; did you mean \[training\]\?"),
-        ("trainning = 3\n", r"trainning: unknown key"),
+        ("[trainings]\nmax_iter = 3\n", r"\[trainings\]: unknown section; did you mean \[training\]\?"),
+        ("trainings = 3\n", r"trainings: unknown key"),
         ('[control]\nkind = "egde"\n', r"control\.kind: Input should be 'edge'.*'egde'; the nearest known: edge"),
         ('[data]\nresolution = "721"\n', r"data\.resolution: .*'720'.*found '721'"),
         ('[network]\nsize = "transfer1_8b"\n', r"transfer1_8b.*nearest known: transfer1_7b"),
