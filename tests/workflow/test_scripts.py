@@ -62,7 +62,10 @@ def test_unknown_option(script: str) -> None:
 RUN = "demo_edge_posttrain"
 LATENTS = ("--shard", "0000", "--tokenizer", "worldtune/demo-tokenizer", "--num-frames", "17", "--resolution", "256")
 NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
-    "cache_latents": [(("--dataset", "no", *LATENTS, "--precision", "float32"), "'no'"), ((), "--dataset")],
+    "cache_latents": [
+        (("--dataset", "no", *LATENTS, "--precision", "float32"), "datasets/no/manifests"),
+        ((), "--dataset"),
+    ],
     "captions": [(("--dataset", "no", "--shard", "0000"), "'no'"), (("--dataset", "synthetic", "--shard", "9"), "'9'")],
     "clean": [
         (("attempts",), "--run"),
