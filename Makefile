@@ -5,14 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 CORES ?= $(shell nproc)
-RUN ?= demo_edge_posttrain
-DATASET ?= synthetic
+RUN ?=
+DATASET ?=
 RUNS ?=
+REPO ?=
 SPACE := $(subst ,, )
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo dryrun run overview compare retry why dag queue unlock sample push prune clean reset \
-  test test-slow test-slurm test-slurm-slow lint format docs lock
+  test test-slow test-slurm test-slurm-slow lint format docs lock need-run need-dataset need-runs need-repo
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -23,6 +24,22 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+# Before setup, which may take minutes.
+need = @test -n "$(strip $($(1)))" || \
+  { echo 'error: $(1) is missing: give $(2), as in make $(firstword $(MAKECMDGOALS)) $(3)' >&2; exit 1; }
+
+need-run:
+	$(call need,RUN,the name of a recipe in config/recipes/,RUN=my_run)
+
+need-dataset:
+	$(call need,DATASET,the name of a dataset in config/config.yaml,DATASET=my_videos)
+
+need-runs:
+	$(call need,RUNS,the names of two or more runs,RUNS="first second")
+
+need-repo:
+	$(call need,REPO,the name of a repository on the model hub,RUN=my_run REPO=organization/name)
+
 setup: $(VENV)/.ready  ## make .venv from the pinned lock
 
 demo: setup  ## the whole pipeline on rendered scenes, on the CPU, to a report
@@ -32,10 +49,11 @@ demo: setup  ## the whole pipeline on rendered scenes, on the CPU, to a report
 dryrun: setup  ## the whole graph of the runs in config/config.yaml, nothing executed
 	$(SNAKEMAKE) --dryrun --cores $(CORES)
 
-run: setup  ## model and report of RUN=...
+run: need-run setup  ## model and report of RUN=...
 	$(SNAKEMAKE) --cores $(CORES) results/$(RUN)/model results/$(RUN)/report.html
+	@echo "report: $(CURDIR)/results/$(RUN)/report.html"
 
-retry: setup  ## try the failed downloads of DATASET=... again; nothing else does
+retry: need-dataset setup  ## try the failed downloads of DATASET=... again; nothing else does
 	$(BIN)/python src/scripts/retry.py --dataset $(DATASET) --cores $(CORES)
 
 dag: setup  ## the graph of the configured runs, as logs/dag.mmd and, with graphviz, logs/dag.svg
@@ -48,26 +66,29 @@ unlock: setup  ## release a lock that a snakemake left; there is none normally, 
 	$(BIN)/python src/scripts/unlock.py
 
 
-# A dataset that failed its validation has an overview too, and fails all the same.
-overview: setup  ## figures, clips and controls of DATASET=..., and what was left out of it
+# A dataset that failed its validation has an overview too, and fails all the same; so has one that another snakemake
+# works on.
+overview: need-dataset setup  ## figures, clips and controls of DATASET=..., and what was left out of it
 	@$(SNAKEMAKE) --cores $(CORES) results/datasets/$(DATASET)/overview.html \
-	  || { $(BIN)/python src/scripts/dataset_overview.py --dataset $(DATASET); exit 1; }
+	  || { $(BIN)/python src/scripts/dataset_overview.py --dataset $(DATASET) && \
+	    echo "error: snakemake failed, see above: the overview shows the dataset as it lies there, not brought up to date" >&2; \
+	    exit 1; }
 	@echo "overview: $(CURDIR)/results/datasets/$(DATASET)/overview.html"
 
-compare: setup  ## RUNS="first second" over each other: what differs, curves, held-out loss, samples
+compare: need-runs setup  ## RUNS="first second" over each other: what differs, curves, held-out loss, samples
 	$(SNAKEMAKE) --cores $(CORES) "results/comparisons/$(subst $(SPACE),+,$(strip $(RUNS))).html"
 	@echo "comparison: $(CURDIR)/results/comparisons/$(subst $(SPACE),+,$(strip $(RUNS))).html"
 
-why: setup  ## what would run again for RUN=..., and which value, file or code caused it
+why: need-run setup  ## what would run again for RUN=..., and which value, file or code caused it
 	$(BIN)/python src/scripts/why.py --run $(RUN)
 
-sample: setup  ## draw samples from the export of RUN=...
+sample: need-run setup  ## draw samples from the export of RUN=...
 	$(BIN)/python src/scripts/sample.py --run $(RUN)
 
-push: setup  ## upload the export of RUN=... to the model hub as REPO=organization/name; shows what first, YES=1 sends
+push: need-run need-repo setup  ## upload the export of RUN=... to the model hub as REPO=organization/name; shows what first, YES=1 sends
 	$(BIN)/python src/scripts/push.py --run $(RUN) --repo "$(REPO)" $(if $(filter 1,$(YES)),--yes) $(if $(filter 1,$(PUBLIC)),--public)
 
-prune: setup  ## remove old attempts of RUN=...; asks first
+prune: need-run setup  ## remove old attempts of RUN=...; asks first
 	$(BIN)/python src/scripts/clean.py attempts --run $(RUN) $(if $(filter 1,$(YES)),--yes)
 
 clean: setup  ## remove logs and caches

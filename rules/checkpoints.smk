@@ -46,7 +46,8 @@ rule make_demo_checkpoints:
         version=stage_version("demo/checkpoints.py"),
         sizes=lambda wildcards: model_sizes("transfer1_demo"),
     shell:
-        "{PYTHON:q} src/scripts/make_demo_checkpoints.py --checkpoints checkpoints > {log:q} 2>&1"
+        "echo 'making the tiny networks of the demo, once: about 5 minutes on 2 cores; to watch: tail -f' {log:q};"
+        " {PYTHON:q} src/scripts/make_demo_checkpoints.py --checkpoints checkpoints > {log:q} 2>&1"
 
 
 rule make_demo_driving_checkpoints:
@@ -83,7 +84,8 @@ rule make_demo_driving_checkpoints:
         av=lambda wildcards: model_sizes("transfer1_demo_av"),
         multiview=lambda wildcards: model_sizes("transfer1_demo_multiview"),
     shell:
-        "{PYTHON:q} src/scripts/make_demo_driving_checkpoints.py --checkpoints checkpoints > {log:q} 2>&1"
+        "echo 'making the tiny driving networks, once: some minutes on 2 cores; to watch: tail -f' {log:q};"
+        " {PYTHON:q} src/scripts/make_demo_driving_checkpoints.py --checkpoints checkpoints > {log:q} 2>&1"
 
 
 rule take_export:

@@ -9,11 +9,17 @@ from snakemake.common.configfile import load_configfile
 
 from worldtune.checkpoint.catalogue import load_catalogue
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.config import dataset_of, load_datasets
+from worldtune.dataset.clips import SUMMARY
+from worldtune.dataset.config import (
+    dataset_of,
+    find_dataset,
+    load_datasets,
+    missing_folder,
+)
 from worldtune.common.versions import stage_version
 from worldtune.dataset.latents import LatentsKind
 from worldtune.dataset.parameters import STAGE_KEYS, stage_values
-from worldtune.evaluate.places import check_name, check_runs
+from worldtune.evaluate.places import check_runs
 from worldtune.recipe.identity import (
     dataset_report_values,
     keys_that_affect,
@@ -41,6 +47,8 @@ PROJECT = load_project(read_config(config_path()), config_path())
 DATASETS = load_datasets(config_path())
 CATALOGUE = load_catalogue(Path("config/checkpoints.toml"))
 RUNS = sorted(path.stem for path in Path("config/recipes").glob("*.toml"))
+# What is wrong with the sources of the datasets that the graph asks for.
+MISSING_FOLDERS = set()
 LOCK = WorkflowLock(Path(".snakemake"))
 PLAN = Plan(
     Path(".snakemake/worldtune_plan"),
@@ -72,6 +80,9 @@ wildcard_constraints:
 onstart:
     # Jobs on a cluster run this file too; only the process that schedules them takes the lock.
     if workflow.is_main_process:
+        # Not before: a dry run shows the graph of videos that are not there yet.
+        if MISSING_FOLDERS:
+            raise WorldtuneError("\n".join(sorted(MISSING_FOLDERS)))
         LOCK.acquire()
         PLAN.write()
 
@@ -87,6 +98,8 @@ def recipe(wildcards):
 
 @functools.cache
 def values_of_stage(stage, dataset, shard, control):
+    if shard is not None and (problem := missing_folder(dataset, DATASETS[dataset])):
+        MISSING_FOLDERS.add(problem)
     return stage_values(stage, dataset, DATASETS[dataset], shard=shard, control=control)
 
 

@@ -74,7 +74,7 @@ rule misspelt_run:
 
 def known_dataset(wildcards):
     """The dataset that an overview is asked of; an unknown one is an error that names the nearest."""
-    check_name(wildcards.dataset, DATASETS, f"dataset in {config_path()}")
+    find_dataset(config_path(), wildcards.dataset)
     return wildcards.dataset
 
 

@@ -3,11 +3,23 @@ def train_resource(name):
     return lambda wildcards: train_resources(recipe(wildcards), PROJECT.cluster)[name]
 
 
+@functools.cache
+def show_summary(dataset):
+    """Say on the terminal what validation found, where it has just run: on a cluster its own output is in a log."""
+    path = Path("datasets") / dataset / SUMMARY
+    if path.exists():
+        print(path.read_text(encoding="utf-8").strip(), file=sys.stderr)
+
+
 def dataset_gate(wildcards):
     """The dataset's digest file; asking the checkpoint for it lets an unchanged dataset start nothing."""
     chosen = recipe(wildcards)
     dataset_of(wildcards.run, chosen, DATASETS)
-    return checkpoints.validate.get(dataset=chosen.data.dataset).output.dataset
+    validated = checkpoints.validate.get(dataset=chosen.data.dataset).output.dataset
+    # Before jobs are scheduled, this is asked of datasets that an earlier call has validated.
+    if LOCK.held:
+        show_summary(chosen.data.dataset)
+    return validated
 
 
 def latents_manifests(wildcards):
@@ -82,7 +94,8 @@ rule train:
         version=stage_version("training/trainer.py"),
     # exec, so that SLURM's signals reach the launcher and not a shell that waits for it.
     shell:
-        "{OWN_THREADS} exec bash src/scripts/launch.sh"
+        "echo 'training: a demo recipe takes about 2 minutes on 2 cores; loss and time left: tail -f' {log:q};"
+        " {OWN_THREADS} exec bash src/scripts/launch.sh"
         " --nodes {resources.nodes} --processes-per-node {resources.processes_per_node}"
         " --python {PYTHON:q} src/scripts/train.py {wildcards.run:q} --expect {params.expect} --manifest {output.manifest:q}"
         " >> {log:q} 2>&1"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.script import run
+from worldtune.evaluate.places import check_name
 from worldtune.workflow.cleaning import cheap_files, confirm, everything, old_attempts, remove
 
 
@@ -25,6 +26,8 @@ def main() -> None:
     elif arguments.what == "everything":
         removal = everything(root)
     elif arguments.run:
+        trained = (path.parent.name for path in (root / "results").glob("*/attempts"))
+        check_name(arguments.run, trained, "run with attempts", "results/")
         removal = old_attempts(root / "results" / arguments.run)
     else:
         raise WorldtuneError("attempts needs --run (RUN=...), the name of a run.")

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from worldtune.common.script import run
+from worldtune.evaluate.places import check_name
 
 
 def main() -> None:
@@ -21,6 +22,7 @@ def main() -> None:
     from worldtune.checkpoint.hub import Hub
     from worldtune.checkpoint.push import plan_push, push
 
+    check_name(arguments.run, (path.parent.name for path in arguments.results.glob("*/model")), "run", "results/")
     plan = plan_push(arguments.results / arguments.run, arguments.repo or None)
     print(plan.describe())
     if arguments.yes:

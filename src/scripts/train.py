@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 from worldtune.common.script import run
+from worldtune.dataset.config import dataset_of, load_datasets
 from worldtune.recipe.identity import check_fingerprint, values_that_affect
 from worldtune.recipe.load import load_recipe, recipe_path
+from worldtune.recipe.project import config_path
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,6 +48,7 @@ def main() -> None:
     if arguments.dryrun:
         from worldtune.training.config import config_text, write_config
 
+        dataset_of(path.stem, recipe, load_datasets(config_path()))
         print(config_text(recipe))
         print(f"# written to {write_config(recipe, run_folder)}")
         return

@@ -2,14 +2,17 @@ from pathlib import Path
 
 import pytest
 
+from worldtune.checkpoint.catalogue import load_catalogue
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.clips import COMPUTED_CONTROLS, COMPUTED_IN_TRAINING
-from worldtune.dataset.config import dataset_of, find_dataset, load_datasets, parse_datasets
+from worldtune.dataset.config import TEXT_CHANNELS, dataset_of, find_dataset, load_datasets, parse_datasets
+from worldtune.demo.text_encoder import CHANNELS
 from worldtune.recipe.load import load_recipe
 
 FOLDER = {"kind": "folder", "path": "videos", "num_shards": 2}
 HDVILA = {"kind": "hdvila", "num_shards": 1, "max_clips": 3}
 ROOT = Path(__file__).parents[2]
+DEMO_T5 = "worldtune/demo-t5"
 DRIVING = {"kind": "synthetic", "world": "driving", "num_shards": 1, "num_clips": 3}
 
 
@@ -80,20 +83,46 @@ def test_environment_variables_are_resolved(tmp_path, monkeypatch):
 def test_a_config_without_datasets(tmp_path):
     (tmp_path / "config.yaml").write_text("runs: []\n")
     assert load_datasets(tmp_path / "config.yaml") == {}
+    with pytest.raises(WorldtuneError, match=r"has no dataset 'mine'; it has none yet\."):
+        find_dataset(tmp_path / "config.yaml", "mine")
+
+
+def test_a_name_that_is_not_near_gets_the_list(tmp_path):
+    (tmp_path / "config.yaml").write_text("datasets:\n  waymo_views: {kind: folder, num_shards: 3, path: x}\n")
+    with pytest.raises(WorldtuneError, match=r"no dataset 'my_videos'; expected one of waymo_views\."):
+        find_dataset(tmp_path / "config.yaml", "my_videos")
+
+
+def test_a_line_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("runs: []\ndatasets:\n  mine: {kind: folder\n  other: 3\n")
+    with pytest.raises(WorldtuneError, match=r"config\.yaml, line 4, column 8: this is no YAML"):
+        load_datasets(tmp_path / "config.yaml")
+
+
+def test_the_width_of_the_catalogues_encoders_is_known():
+    encoders = [entry.id for entry in load_catalogue(ROOT / "config/checkpoints.toml").repository if "t5" in entry.id]
+    assert sorted(encoders) == sorted(TEXT_CHANNELS)
+    assert TEXT_CHANNELS[DEMO_T5] == CHANNELS
 
 
 @pytest.mark.parametrize(
     ("name", "table", "parts"),
     [
         ("synthetics", {}, ("did you mean 'synthetic'",)),
+        ("videos_of_mine", {}, ("; expected one of synthetic",)),
         ("synthetic", {"controls": ["depth"]}, ("edge", "['depth']", "config.yaml")),
+        (
+            "synthetic",
+            {"text_encoder": "google-t5/t5-11b"},
+            ("64 channels (network.base.crossattn_emb_channels)", "1024", "datasets.synthetic.text_encoder", "demo-t5"),
+        ),
         ("synthetic", {"text_max_tokens": 65}, ("64", "65", "data.text_tokens", "text_max_tokens")),
     ],
 )
 def test_a_recipe_whose_dataset_will_not_fit_is_told_before_anything_runs(name, table, parts):
     root = Path(__file__).parents[2]
     recipe = load_recipe("demo_edge_posttrain", [f"data.dataset={name}"], root=root)
-    fitting = {"kind": "synthetic", "num_shards": 1, "num_clips": 4, "text_max_tokens": 64}
+    fitting = {"kind": "synthetic", "num_shards": 1, "num_clips": 4, "text_max_tokens": 64, "text_encoder": DEMO_T5}
     assert dataset_of("run", load_recipe("demo_edge_posttrain", root=root), parse_datasets({"synthetic": fitting}, ""))
     with pytest.raises(WorldtuneError) as caught:
         dataset_of("run", recipe, parse_datasets({"synthetic": fitting | table}, "config.yaml"))
@@ -114,7 +143,7 @@ def test_a_recipes_dataset_can_have_the_control_that_it_trains(name):
 def test_only_controls_with_files_are_asked_of_the_dataset(kind):
     root = Path(__file__).parents[2]
     recipe = load_recipe("demo_edge_posttrain", [f"control.kind={kind}"], root=root)
-    table = {**FOLDER, "text_max_tokens": 64, "controls": []}
+    table = {**FOLDER, "text_max_tokens": 64, "controls": [], "text_encoder": DEMO_T5}
     without = parse_datasets({"synthetic": table}, "")
     if kind in COMPUTED_IN_TRAINING:
         assert dataset_of("run", recipe, without) is without["synthetic"]

@@ -200,7 +200,7 @@ def test_clips_are_independent_of_the_number_of_processes(source, tmp_path):
 
 
 def test_missing_folder_and_download_are_named(source, tmp_path):
-    with pytest.raises(WorldtuneError, match="the folder of the videos of tiny, does not exist"):
+    with pytest.raises(WorldtuneError, match=r"datasets\.tiny\.path = .* is /.*, which is no folder"):
         source.ingest()
     with pytest.raises(WorldtuneError, match=r"metadata\.jsonl does not exist"):
         ingest("h", DatasetConfig(kind="hdvila", num_shards=1, max_clips=1), "0000", datasets=tmp_path)

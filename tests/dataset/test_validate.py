@@ -4,7 +4,7 @@ import pytest
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
-from worldtune.dataset.clips import clip_id, control_path, load_dataset, video_path
+from worldtune.dataset.clips import SUMMARY, clip_id, control_path, load_dataset, video_path
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.validate import _clip_row, _stages, held_out_draw, validate
 
@@ -116,8 +116,8 @@ def test_unfit_dataset_writes_no_table_but_a_page(made):
         check(made)
     text = str(caught.value)
     assert "6 of 8 clips can be used, at least 7 are needed" in text
-    assert "1 clips: too short (for example short.mp4: too short: 3 frames; at least 5 are needed)" in text
-    assert "1 clips: no caption" in text
+    assert "1 clip: too short (for example short.mp4: too short: 3 frames; at least 5 are needed)" in text
+    assert "1 clip: no caption" in text
     assert str(made.root / "validation/index.html") in text
     assert not (made.root / "dataset.json").exists()
     assert "short.mp4" in (made.root / "validation/index.html").read_text()
@@ -158,14 +158,27 @@ def test_missing_manifest_is_named(made):
         check(made)
 
 
-def test_copies_are_remarked(made, caplog):
+def test_copies_are_remarked(made):
     for number in range(8):
         (made.folder / f"copy{number}.mp4").write_bytes((made.folder / "0.mp4").read_bytes())
         (made.folder / f"copy{number}.txt").write_text("A copy.")
     made.all_stages()
     check(made)
-    assert "1 videos are there more than once: 0.mp4 = " in caplog.text
-    assert "both trained on and held out" in caplog.text
+    summary = (made.root / SUMMARY).read_text()
+    assert "1 video is there more than once: 0.mp4 = " in summary
+    assert "both trained on and held out" in summary
+
+
+def test_what_is_left_out_and_cut_is_one_line(made, caplog):
+    caplog.set_level("INFO")
+    made.options["text_max_tokens"] = 1
+    made.t5()
+    check(made)
+    summary = (made.root / SUMMARY).read_text()
+    assert summary.startswith("tiny: 6 of 8 clips usable (")
+    assert "short.mp4: too short: 3 frames; at least 5 are needed" in summary
+    assert "7 captions are longer than text_max_tokens and were cut: 0.mp4" in summary
+    assert summary.strip() in caplog.text
 
 
 def test_page_shows_names_as_text(made):

@@ -107,7 +107,7 @@ def make_run(root: Path, num_steps: int = 60, *, name: str = "run", scale: float
 
     Image.fromarray(grid).save(samples / "x.png")
     clip_entry: dict[str, object] = {"clip_id": CLIPS[0], "caption": "A <b>", "video": "x.mp4", "grid": "x.png"}
-    clip_entry |= {"width": width, "height": height}
+    clip_entry |= {"width": width, "height": height, "num_frames": 5}
     note = {"format": 1, "step": num_steps, "num_steps": 35, "guidance": 7.0, "seed": 1, "clips": [clip_entry]}
     write_json(samples / "samples.json", note)
     return run

@@ -115,9 +115,10 @@ def test_samples_of_clips_that_all_runs_drew(records: list[RunRecord]) -> None:
     first, second = records
     page = comparison.sample_gallery(records)
     assert page.count("<figure>") == 1
-    # Control and ground truth once, then a sample of each run.
-    assert page.count("<video") == 3
-    assert "control (edge), ground truth" in page
+    # Control and ground truth once, beside the first run's sample; each file is in the page once.
+    assert page.count("<video") == page.count("data:video/mp4") == 2
+    assert page.count("<span>control (edge)</span><span>ground truth</span><span>first_run</span>") == 1
+    assert "frame 0, frame 2, frame 4" in page
     other = {**second.samples["clips"][0], "clip_id": CLIPS[1]}
     elsewhere = changed(second, samples={**second.samples, "clips": [other]})
     assert "no clip in common" in comparison.sample_gallery([first, elsewhere])
@@ -144,8 +145,9 @@ def test_the_page_stands_alone_and_shows_everything(root: Path, tmp_path: Path) 
     assert "plot_training" not in without_data
     for text in ("first_run", "second_run", "A lower rate", "optimizer.learning_rate", "3 held-out clips"):
         assert text in without_data
-    # Training, held-out loss, control effect and speed; three pictures of samples.
-    assert page.count("data:image/png;base64,") == 4 + 3
+    # Training, held-out loss, control effect and speed; two pictures of samples.
+    assert page.count("data:image/png;base64,") == 4 + 2
+    assert "No description" not in page
 
 
 def test_missing_pieces_are_notes(root: Path, tmp_path: Path) -> None:

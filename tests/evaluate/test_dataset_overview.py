@@ -124,9 +124,18 @@ def test_the_page_stands_alone_and_shows_everything(root: Path, tmp_path: Path) 
     assert "Fit to train on: 4 of 6 clips" in page
     assert "plot_lengths" not in without_data
     assert "lidar unusable" in page
-    # Four usable clips with every control, one that was left out without its lidar; and two figures.
+    # Four usable clips with every control, one that was left out without its lidar; and one figure.
     assert page.count("data:image/jpeg") == 4 * (1 + len(CONTROLS)) + len(CONTROLS)
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/png") == 1
+    assert "No description" not in page
+    assert 'alt=""' not in page
+
+
+def test_few_lengths_are_told_and_many_are_drawn(record: DatasetRecord) -> None:
+    sentence = overview.lengths_sentence(record)
+    assert sentence == "4 usable clips: 7 frames; 0.29 seconds; captions of 10 to 13 tokens, after the cut."
+    figure = overview.plot_lengths(record)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["frames", "seconds", "tokens, after the cut"]
 
 
 @pytest.mark.parametrize("num_usable", [0, 1])
@@ -157,4 +166,4 @@ def test_an_unknown_dataset_is_told_the_nearest(root: Path) -> None:
     command = [sys.executable, "src/scripts/dataset_overview.py", "--dataset", "sett", "--root", str(root)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "there is no dataset in datasets/ 'sett'; the nearest known: set." in result.stderr
+    assert "datasets/ has no dataset 'sett'; the nearest known: set." in result.stderr

@@ -48,6 +48,19 @@ def test_they_find_the_repository_from_their_own_folder(made_up_run: Path, tmp_p
     assert "step 60" in (tmp_path / "page.html").read_text()
 
 
+def test_every_figure_has_words_for_those_who_do_not_see_it() -> None:
+    for path in NOTEBOOKS:
+        drawing = [cell for cell in nbformat.read(path, as_version=4).cells if ".plot_" in cell.source]
+        assert drawing
+        assert all(cell.metadata.get("alt") for cell in drawing)
+
+
+def test_nothing_is_said_of_connections_within_the_machine(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    notebook = write_notebook(tmp_path / "quiet.ipynb", "1 + 1")
+    execute_notebook(notebook, tmp_path / "page.html", title="", root=tmp_path, parameters={"run": "run"})
+    assert capfd.readouterr().err == ""
+
+
 def test_outside_of_a_repository_they_say_so(tmp_path: Path) -> None:
     notebook = REPOSITORY / "notebooks/run_report.ipynb"
     with pytest.raises(WorldtuneError, match="is not inside the repository"):
@@ -80,6 +93,6 @@ def test_one_that_does_not_end_is_named(
 ) -> None:
     monkeypatch.setattr(notebook_module, "TIMEOUT_S", 5)
     notebook = write_notebook(tmp_path / "broken.ipynb", code)
-    with pytest.raises(WorldtuneError, match=rf"broken\.ipynb failed:(?s:.*){message}"):
+    with pytest.raises(WorldtuneError, match=rf"broken\.ipynb failed:\n.*{message}"):
         execute_notebook(notebook, tmp_path / "page.html", title="", root=tmp_path, parameters={"run": "run"})
     assert not (tmp_path / "page.html").exists()

@@ -11,17 +11,18 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from fake_run import CLIPS
 from full_disk import error_of, files_of, refuse_writes
 from matplotlib.figure import Figure
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.evaluate import notebook as notebook_module
 from worldtune.evaluate import report
-from worldtune.evaluate.figures import STYLE, as_html, log_scale
+from worldtune.evaluate.figures import STYLE, as_html, change_percent, log_scale
 from worldtune.evaluate.notebook import execute_notebook
 from worldtune.evaluate.report import RunRecord
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "run_report.ipynb"
+REPOSITORY = Path(__file__).parents[2]
+NOTEBOOK = REPOSITORY / "notebooks" / "run_report.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,80 @@ def test_pairs_hold_one_row_a_clip_and_noise_level(record: RunRecord) -> None:
     assert list(table["own_lower"]) == [3, 3, 3, 3]
 
 
+def with_recipe(record: RunRecord, **recipe: object) -> RunRecord:
+    return RunRecord(**{**vars(record), "manifest": {**record.manifest, "recipe": recipe}})
+
+
+def test_the_recipe_is_told_by_what_it_changes(record: RunRecord, tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "config", tmp_path / "config")
+    trained = with_recipe(
+        record, training={"max_iter": 9, "seed": 1}, data={"dataset": "mine"}, optimizer={"learning_rate": 1e-3}
+    )
+    main = report.recipe_table(trained, tmp_path)
+    assert dict(main["value"]) == {
+        "data.dataset": "mine",
+        "optimizer.learning_rate": "0.001",
+        "training.max_iter": "9",
+    }
+    text = 'extends = "demo_edge_posttrain"\n[training]\nmax_iter = 9\nseed = 1\n[validation]\nmax_clips = 3\n'
+    (tmp_path / "config/recipes/run.toml").write_text(text + '[experiment]\ndescription = "Mine"\n')
+    table = report.recipe_table(trained, tmp_path)
+    # The seed is the parent's own, and no recipe above says how many clips.
+    assert table.to_dict("index") == {
+        "training.max_iter": {"value": "9", "in demo_edge_posttrain": "400"},
+        "validation.max_clips": {"value": "3", "in demo_edge_posttrain": "the default"},
+    }
+
+
+def test_a_tiny_network_is_said_beside_its_samples(record: RunRecord) -> None:
+    tiny = with_recipe(record, network={"size": "transfer1_demo_av"})
+    assert "no picture is expected on real videos" in report.sample_gallery(tiny)
+    assert "tiny network" not in report.sample_gallery(with_recipe(record, network={"size": "transfer1_7b"}))
+    assert "<span>frame 0</span><span>frame 2</span><span>frame 4</span>" in report.sample_gallery(tiny)
+
+
+def test_cut_captions_are_listed(made_up_run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(made_up_run.parents[1], root)
+    assert report.dataset_note(report.load_run_named(root, "run")) == ""
+    manifests = root / "datasets/set/manifests/t5"
+    manifests.mkdir(parents=True)
+    clips = [*CLIPS, "ff" * 8]
+    pd.DataFrame({"clip_id": clips, "truncated": [True, False, True, True]}).to_parquet(manifests / "0000.parquet")
+    text = report.dataset_note(report.load_run_named(root, "run"))
+    assert "2 captions were cut to text_max_tokens" in text
+    assert "0a.mp4, 0c.mp4." in text
+
+
+def test_two_measurements_are_a_table_alone(record: RunRecord) -> None:
+    assert report.has_held_out_curves(record)
+    ends = record.validation[record.validation["step"].isin([0, 60])]
+    assert not report.has_held_out_curves(RunRecord(**{**vars(record), "validation": ends}))
+
+
+def test_panels_say_what_they_show(record: RunRecord) -> None:
+    loss, norm, rate = report.plot_training(with_recipe(record, optimizer={"max_grad_norm": 1.5})).axes
+    assert not any(axes.get_legend() for axes in (loss, norm, rate))
+    assert "thin: each step" in loss.get_title(loc="left")
+    assert norm.get_title(loc="left") == "Gradient norm (dashed: limit 1.5)"
+    assert rate.get_ylabel() == "learning rate, times 1e-3"
+    own = record.validation[record.validation["control"] == "own"]
+    for changed, legends in ((record, 1), (RunRecord(**{**vars(record), "validation": own}), 0)):
+        figure = report.plot_held_out(changed)
+        assert len(figure.legends) == legends
+        assert figure.axes[0].get_title(loc="left") == "sigma 0.2: -33.3 %"
+
+
+def test_no_change_has_no_sign() -> None:
+    assert [change_percent(ratio) for ratio in (0.9, 1.1, 0.9999, 1.0, float("nan"))] == [
+        "-10.0 %",
+        "+10.0 %",
+        "0.0 %",
+        "0.0 %",
+        "",
+    ]
+
+
 def test_without_another_control_the_report_still_stands(record: RunRecord) -> None:
     own = record.validation[record.validation["control"] == "own"]
     alone = RunRecord(**{**vars(record), "validation": own})
@@ -177,6 +252,7 @@ def test_the_page_stands_alone_and_shows_everything(made_up_run: Path, tmp_path:
     assert page.count("data:image/png;base64,") == 5
     assert page.count("data:video/mp4;base64,") == 1
     assert "A &lt;b&gt;" in page
+    assert "No description" not in page
     without_data = re.sub(r"data:[a-z/0-9]+;base64,[A-Za-z0-9+/=\s]+", "", page)
     assert not re.findall(r"""(?:src|href)=["'](?!#)[^"']""", without_data)
     assert "<script" not in without_data
@@ -198,35 +274,6 @@ def test_what_fails_while_a_figure_is_shown_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-def execute_cell(folder: Path, code: str) -> None:
-    cells = [
-        nbformat.v4.new_code_cell("run = ''", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(code),
-    ]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebook.ipynb")
-    execute_notebook(folder / "notebook.ipynb", folder / "report.html", title="", root=folder, parameters={"run": "x"})
-
-
-def test_the_kernel_is_of_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    foreign = {"argv": ["false", "{connection_file}"], "display_name": "Another Python", "language": "python"}
-    (folder / "kernel.json").write_text(json.dumps(foreign))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    execute_cell(tmp_path, "import sys\nprint('ran by', sys.executable)")
-    assert f"ran by {sys.executable}" in (tmp_path / "report.html").read_text()
-
-
-@pytest.mark.parametrize("code", ["import os\nos._exit(1)", "import time\ntime.sleep(60)"], ids=["dead", "slow"])
-def test_a_kernel_that_dies_or_is_too_slow_is_a_named_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
-) -> None:
-    monkeypatch.setattr(notebook_module, "TIMEOUT_S", 2)
-    with pytest.raises(WorldtuneError, match=r"notebook\.ipynb failed:\n.*(Kernel died|timed out .* after 2 seconds)"):
-        execute_cell(tmp_path, code)
-    assert not (tmp_path / "report.html").exists()
-
-
 def test_a_full_disk_leaves_the_older_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = nbformat.v4.new_code_cell("run = ''", metadata={"tags": ["parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebook.ipynb")
@@ -244,7 +291,7 @@ def test_a_full_disk_leaves_the_older_page(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_failing_cell_is_a_named_error(tmp_path: Path) -> None:
     (tmp_path / "Snakefile").touch()
-    with pytest.raises(WorldtuneError, match="there is no run in results/ 'gone'"):
+    with pytest.raises(WorldtuneError, match="results/ has no run 'gone'"):
         execute_notebook(NOTEBOOK, tmp_path / "report.html", title="", root=tmp_path, parameters={"run": "gone"})
     assert not (tmp_path / "report.html").exists()
 

@@ -195,7 +195,9 @@ def test_a_demo_twin_is_wired_like_its_recipe(published: Published) -> None:
     ("text", "message"),
     [
         ("[optimizer]\nlearning_rte = 1e-4\n", r"optimizer\.learning_rte: unknown key.*optimizer\.learning_rate"),
-        ("[optimiser]\nlearning_rate = 1e-4\n", r"optimiser: unknown key"),
+        ("[optimiser]\nlearning_rate = 1e-4\n", r"\[optimiser\]: unknown section; did you mean \[optimizer\]\?"),
+        ("[trainings]\nmax_iter = 3\n", r"\[trainings\]: unknown section; did you mean \[training\]\?"),
+        ("trainings = 3\n", r"trainings: unknown key"),
         ('[control]\nkind = "egde"\n', r"control\.kind: Input should be 'edge'.*'egde'; the nearest known: edge"),
         ('[data]\nresolution = "721"\n', r"data\.resolution: .*'720'.*found '721'"),
         ('[network]\nsize = "transfer1_8b"\n', r"transfer1_8b.*nearest known: transfer1_7b"),
@@ -278,6 +280,12 @@ def test_tokens_must_divide_under_sequence_parallelism() -> None:
 def test_whole_nodes() -> None:
     with pytest.raises(WorldtuneError, match="whole nodes of 3"):
         load("parallel.tensor=4", "cluster.gpus_per_node=3")
+
+
+def test_a_forgotten_extends_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "[training]\nmax_iter = 3\n")
+    with pytest.raises(WorldtuneError, match=r"mine\.toml: network\.size is missing; did you forget extends"):
+        load_recipe(path, root=REPOSITORY)
 
 
 def test_a_recipe_cannot_extend_itself(tmp_path: Path) -> None:

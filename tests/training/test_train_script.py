@@ -1,3 +1,4 @@
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -33,6 +34,18 @@ def test_by_hand_the_run_lies_below_output_root(monkeypatch: pytest.MonkeyPatch)
     called = call(monkeypatch, "--", "training.max_iter=20")
     assert (called["run_folder"], called["manifest"]) == (Path("/elsewhere") / RECIPE, None)
     assert called["has_overrides"]
+
+
+def test_a_dry_run_knows_the_datasets_of_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path))
+    for override, message in (
+        ("data.dataset=sinthetic", "config/config.yaml has no such dataset (did you mean 'synthetic'?)"),
+        ("data.text_tokens=32", "takes 32 text tokens (data.text_tokens), but dataset synthetic has up to 64"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train.py", RECIPE, "--dryrun", "--", override])
+        with pytest.raises(SystemExit, match=re.escape(message)):
+            runpy.run_path("src/scripts/train.py", run_name="__main__")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_with_a_manifest_the_run_lies_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,32 @@ def test_a_missing_folder_of_videos_still_shows_its_graph(workspace: Workspace) 
     assert planned["ingest"] == 4
     assert planned["fetch_checkpoint"] == 3
     assert planned["train"] == 1
+    result = workspace.snakemake("results/mine/model", check=False)
+    assert result.returncode
+    folder = workspace.root / "my_videos"
+    assert f"config/config.yaml: datasets.my_videos.path = 'my_videos' is {folder}, which is no folder" in result.text
+    assert result.finished == ()
+
+
+def test_a_text_encoder_of_another_width_stops_the_parse(workspace: Workspace) -> None:
+    recipe = workspace.root / "config/recipes/narrow.toml"
+    recipe.write_text('extends = "demo_edge_posttrain"\n[data]\ndataset = "my_videos"\ntext_tokens = 512\n')
+    result = workspace.snakemake("--dryrun", "results/narrow/model", check=False)
+    assert result.returncode
+    assert "network.base.crossattn_emb_channels" in result.text
+    assert "datasets.my_videos.text_encoder in config/config.yaml" in result.text
+    recipe.unlink()
+
+
+def test_a_line_of_the_configuration_that_is_no_yaml_is_named(workspace: Workspace) -> None:
+    path = workspace.root / "config/config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("kind: folder", "kind: folder\n  - x", 1))
+    result = workspace.snakemake("--dryrun", check=False)
+    path.write_text(text)
+    assert result.returncode
+    assert "config/config.yaml, line " in result.text
+    assert "this is no YAML" in result.text
 
 
 def test_a_run_that_starts_from_another_one_waits_for_its_export(workspace: Workspace) -> None:
@@ -130,7 +156,7 @@ def test_pages_that_are_asked_for_by_name(workspace: Workspace) -> None:
     [
         (
             "datasets/synthetics/overview.html",
-            "no dataset in config/config.yaml 'synthetics'; the nearest known: synthetic",
+            "config/config.yaml has no dataset 'synthetics' (did you mean 'synthetic'?)",
         ),
         (
             "comparisons/edge_postrain+edge_pretrain.html",

@@ -21,6 +21,8 @@ from worldtune.common.files import digest, read_json
 
 CLIP_ID_LENGTH = 16
 DATASET_FORMAT = 1
+SUMMARY = "validation/summary.txt"
+"""One line on what can be used, which the workflow shows on the terminal; below the dataset's folder."""
 
 CONTROL_SUFFIXES: dict[str, str] = {
     "edge": ".mkv",

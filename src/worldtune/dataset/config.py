@@ -20,7 +20,7 @@ from pydantic import (
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.clips import COMPUTED_CONTROLS, COMPUTED_IN_TRAINING, CONTROL_SUFFIXES
-from worldtune.recipe.project import read_config
+from worldtune.recipe.project import config_path, read_config
 from worldtune.recipe.schema import Recipe
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -43,6 +43,10 @@ WORLD_CONTROLS: dict[str, tuple[str, ...]] = {
     "driving": ("hdmap", "lidar"),
 }
 """Controls that are rendered with each world's videos."""
+TEXT_CHANNELS = {"google-t5/t5-11b": 1024, "worldtune/demo-t5": 64}
+"""Width of the embeddings of each text encoder in the catalogue, known before it is downloaded or made."""
+NEAR = 0.7
+"""Below this likeness a suggestion leads astray, and the whole list says more."""
 
 
 class DatasetConfig(BaseModel):
@@ -180,8 +184,11 @@ class DatasetConfig(BaseModel):
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f"; expected one of {', '.join(sorted(known))}"
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=NEAR)
+    if near:
+        return f" (did you mean {near[0]!r}?)"
+    return f"; expected one of {', '.join(names)}" if names else "; it has none yet"
 
 
 def parse_datasets(values: Any, where: str) -> dict[str, DatasetConfig]:
@@ -245,21 +252,29 @@ def dataset_of(run: str, recipe: Recipe, datasets: Mapping[str, DatasetConfig]) 
     Raises:
         WorldtuneError: there is no such dataset, or it will not have what the recipe needs.
     """
-    name, what = recipe.data.dataset, f"Recipe {run}"
+    name, what, where = recipe.data.dataset, f"Recipe {run}", config_path()
     if name not in datasets:
         raise WorldtuneError(
-            f"{what}: data.dataset = {name!r}, but config.yaml has no such dataset{_suggest(name, datasets)}."
+            f"{what}: data.dataset = {name!r}, but {where} has no such dataset{_suggest(name, datasets)}."
         )
     config = datasets[name]
     if recipe.control.kind not in COMPUTED_IN_TRAINING and recipe.control.kind not in config.controls:
         raise WorldtuneError(
             f"{what} trains the {recipe.control.kind} control, but dataset {name} has only {list(config.controls)}. "
-            f"Add {recipe.control.kind!r} to its controls in config.yaml."
+            f"Add {recipe.control.kind!r} to its controls in {where}."
         )
     if config.text_max_tokens > recipe.data.text_tokens:
         raise WorldtuneError(
             f"{what} takes {recipe.data.text_tokens} text tokens (data.text_tokens), but dataset {name} has up to "
-            f"{config.text_max_tokens} (text_max_tokens in config.yaml). Make one of them the other."
+            f"{config.text_max_tokens} (text_max_tokens in {where}). Make one of them the other."
+        )
+    channels, expected = TEXT_CHANNELS.get(config.text_encoder), recipe.network.base.crossattn_emb_channels
+    if channels is not None and channels != expected:
+        fitting = [encoder for encoder, width in TEXT_CHANNELS.items() if width == expected]
+        raise WorldtuneError(
+            f"{what} takes text embeddings of {expected} channels (network.base.crossattn_emb_channels), but dataset "
+            f"{name} has {channels} of {config.text_encoder} (datasets.{name}.text_encoder in {where})."
+            + (f" Set text_encoder to {' or '.join(fitting)}, or train another network." if fitting else "")
         )
     return config
 
@@ -267,3 +282,13 @@ def dataset_of(run: str, recipe: Recipe, datasets: Mapping[str, DatasetConfig]) 
 def source_folder(name: str, config: DatasetConfig, datasets: Path = Path("datasets")) -> Path:
     """Return the folder of a dataset's source videos; rendered and downloaded ones lie in datasets/<name>/source."""
     return Path(config.path) if config.kind == "folder" else datasets / name / "source"
+
+
+def missing_folder(name: str, config: DatasetConfig) -> str:
+    """Say what is wrong where the folder of a dataset's videos does not exist; empty where it does or is made here."""
+    if config.kind != "folder" or Path(config.path).is_dir():
+        return ""
+    return (
+        f"{config_path()}: datasets.{name}.path = {config.path!r} is {Path(config.path).absolute()}, which is no "
+        "folder. Put the videos there, or mend the path; a relative one starts at the repository's root."
+    )

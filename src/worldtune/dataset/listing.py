@@ -19,7 +19,7 @@ from typing import Any
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.clips import COMPUTED_CONTROLS, CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
-from worldtune.dataset.config import DatasetConfig, source_folder
+from worldtune.dataset.config import DatasetConfig, missing_folder, source_folder
 from worldtune.dataset.download import METADATA, listed_clips
 from worldtune.dataset.scenes import scene_names
 
@@ -187,8 +187,8 @@ def list_source(name: str, config: DatasetConfig, datasets: Path) -> Listing:
     if config.kind == "hdvila":
         return _list_downloads(source_folder(name, config, datasets), config)
     listing = list_dataset(name, config, datasets)
-    if not listing.source.is_dir():
-        raise WorldtuneError(f"{listing.source}, the folder of the videos of {name}, does not exist. Put videos there.")
+    if missing_folder(name, config):
+        raise WorldtuneError(missing_folder(name, config))
     return listing
 
 

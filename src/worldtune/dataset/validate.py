@@ -2,23 +2,25 @@
 
 `dataset.json` and `clips.parquet` are written only if it is, and have equal bytes for equal content; `dataset.json`, on
 which training depends, for equal usable clips. The page and the table for people, validation/index.html and
-validation/clips.csv, are written in any case.
+validation/clips.csv, are written in any case, as is the one line of validation/summary.txt.
 """
 
 import csv
 import html
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, digest, write_json, write_text
+from worldtune.common.words import count_of
 from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
 from worldtune.dataset.captions import STAGE as CAPTION_STAGE
 from worldtune.dataset.clips import (
     DATASET_FORMAT,
+    SUMMARY,
     caption_path,
     clip_columns,
     clip_id,
@@ -83,8 +85,9 @@ def validate(name: str, config: DatasetConfig, *, datasets: Path = Path("dataset
     _draw_splits(rows, config.held_out_fraction)
     remarks = _remarks(rows, tables)
     page = write_pages(root, name, config, rows, remarks)
-    for remark in remarks:
-        logger.warning("%s: %s", name, remark)
+    summary_line = _summary_line(name, rows, remarks)
+    write_text(root / SUMMARY, summary_line + "\n")
+    logger.info("%s; all clips: %s", summary_line, page)
     main_view = next(iter(config.views), None)
     counted = [row for row in rows if row.get("view") == main_view]
     usable = sum(row["status"] == "ok" for row in counted)
@@ -111,7 +114,6 @@ def validate(name: str, config: DatasetConfig, *, datasets: Path = Path("dataset
     if config.views:
         summary["views"] = list(config.views)
     write_json(root / "dataset.json", summary)
-    logger.info("%s: %d clips, %d unusable; %s", name, usable, len(counted) - usable, page)
     return root / "dataset.json"
 
 
@@ -275,7 +277,12 @@ def _remarks(rows: Iterable[Row], tables: Mapping[str, Mapping[str, Row]]) -> li
     remarks = []
     truncated = [row["source_key"] for row in tables[T5_STAGE].values() if row["truncated"]]
     if truncated:
-        remarks.append(f"{len(truncated)} captions are longer than text_max_tokens and were cut: {_some(truncated)}")
+        are = (
+            "is longer than text_max_tokens and was"
+            if len(truncated) == 1
+            else "are longer than text_max_tokens and were"
+        )
+        remarks.append(f"{count_of(len(truncated), 'caption')} {are} cut: {_some(truncated)}")
     by_content = defaultdict(list)
     for row in rows:
         if row["status"] == "ok":
@@ -283,11 +290,20 @@ def _remarks(rows: Iterable[Row], tables: Mapping[str, Mapping[str, Row]]) -> li
     equal = [group for group in by_content.values() if len(group) > 1]
     if equal:
         keys = [_some([row["source_key"] for row in group], " = ") for group in equal]
-        remarks.append(f"{len(equal)} videos are there more than once: {_some(keys)}")
+        are = "is" if len(equal) == 1 else "are"
+        remarks.append(f"{count_of(len(equal), 'video')} {are} there more than once: {_some(keys)}")
         leaks = sum(len({row["split"] for row in group}) > 1 for group in equal)
         if leaks:
             remarks.append(f"{leaks} of them are both trained on and held out; remove the copies")
     return remarks
+
+
+def _summary_line(name: str, rows: Sequence[Row], remarks: Sequence[str]) -> str:
+    """Say how many clips can be used, what keeps the others from it and what a person should know."""
+    left_out = [f"{row['source_key']}: {row['reason']}" for row in rows if row["status"] != "ok"]
+    usable = f"{len(rows) - len(left_out)} of {count_of(len(rows), 'clip')} usable"
+    why = f" ({_some(left_out, '; ')})" if left_out else ""
+    return "; ".join([f"{name}: {usable}{why}", *remarks])
 
 
 def _some(names: list[str], separator: str = ", ") -> str:
@@ -311,7 +327,10 @@ def _reason_counts(rows: Iterable[Row]) -> list[tuple[str, int, str]]:
 
 def _count_reasons(rows: Iterable[Row]) -> str:
     counts = _reason_counts(rows)
-    lines = [f"  {count} clips: {label} (for example {example})" for label, count, example in counts[:SHOWN_REASONS]]
+    lines = [
+        f"  {count_of(count, 'clip')}: {label} (for example {example})"
+        for label, count, example in counts[:SHOWN_REASONS]
+    ]
     if len(counts) > SHOWN_REASONS:
         lines.append(f"  and {len(counts) - SHOWN_REASONS} other reasons")
     return "\n".join(lines) or "  There is no clip at all: put videos into the source folder."
@@ -330,8 +349,8 @@ def write_pages(root: Path, name: str, config: DatasetConfig, rows: list[Row], r
     sizes = Counter((row["width"], row["height"], round(row["fps"], 3)) for row in usable)
     parts = [
         f"<h1>Dataset {html.escape(name)}</h1>",
-        f"<p>{len(usable)} clips can be used ({splits['train']} to train on, {splits['held_out']} held out), "
-        f"{len(unusable)} cannot. At least {config.min_clips} are needed. "
+        f"<p>{count_of(len(usable), 'clip')} can be used ({splits['train']} to train on, {splits['held_out']} held "
+        f"out), {len(unusable)} cannot. At least {config.min_clips} are needed. "
         'All clips: <a href="clips.csv">clips.csv</a>.</p>',
         *(f"<p>{html.escape(remark)}.</p>" for remark in remarks),
         "<h2>Why clips cannot be used</h2>",

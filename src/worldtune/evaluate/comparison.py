@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from worldtune.common.words import count_of
 from worldtune.evaluate import report
 from worldtune.evaluate.figures import (
     BLUE,
@@ -23,7 +24,7 @@ from worldtune.evaluate.figures import (
     LIGHT_GREY,
     ORANGE,
     STYLE,
-    count_of,
+    change_percent,
     data_url,
     file_url,
     log_scale,
@@ -32,7 +33,7 @@ from worldtune.evaluate.figures import (
 )
 from worldtune.evaluate.report import RunRecord
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of the comparison should make the existing ones anew."""
 
 GAP_PIXELS = 4
@@ -40,15 +41,13 @@ GAP_PIXELS = 4
 
 Records = Sequence[RunRecord]
 ABSENT = "not set"
-PASSED_OVER = ("experiment.description",)
-"""Keys that differ between any two recipes and say nothing of their results."""
 
 
 def heading(records: Records) -> str:
     """Return the title and each run's sentence, in Markdown."""
     lines = []
     for record in records:
-        description = _recipe(record).get("experiment", {}).get("description", "")
+        description = report.recipe_of(record).get("experiment", {}).get("description", "")
         lines.append(f"* **{record.run}**" + (f": {description}" if description else ""))
     return f"# {' / '.join(record.run for record in records)}\n\n" + "\n".join(lines)
 
@@ -74,21 +73,16 @@ def summary_table(records: Records) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _recipe(record: RunRecord) -> Mapping[str, Any]:
-    recipe = record.manifest.get("recipe") or record.provenance.get("recipe") or {}
-    return recipe if isinstance(recipe, Mapping) else {}
-
-
 def without_recipe(records: Records) -> list[str]:
     """Return the names of the runs that carry no recipe."""
-    return [record.run for record in records if not _recipe(record)]
+    return [record.run for record in records if not report.recipe_of(record)]
 
 
 def differences(records: Records) -> pd.DataFrame:
     """Return the recipe keys, input files and dataset digests in which the runs differ, a column for each run."""
-    flat = [_flat(_inputs(record)) for record in records if _recipe(record)]
-    names = [record.run for record in records if _recipe(record)]
-    keys = sorted({key for values in flat for key in values} - set(PASSED_OVER))
+    flat = [_flat(_inputs(record)) for record in records if report.recipe_of(record)]
+    names = [record.run for record in records if report.recipe_of(record)]
+    keys = sorted({key for values in flat for key in values} - set(report.PASSED_OVER))
     rows = {key: [values.get(key, ABSENT) for values in flat] for key in keys}
     return pd.DataFrame(
         {key: cells for key, cells in rows.items() if len(set(cells)) > 1}, index=pd.Index(names, dtype=object)
@@ -101,7 +95,7 @@ def _inputs(record: RunRecord) -> dict[str, Any]:
         name: str(facts.get("sha256", ""))[:12] for name, facts in manifest.get("checkpoints", {}).items() if facts
     }
     return {
-        **_recipe(record),
+        **report.recipe_of(record),
         "input files (SHA-256)": {**files, "dataset digest": manifest["dataset"]["digest"][:12]},
     }
 
@@ -128,14 +122,15 @@ def plot_training(records: Records) -> Figure:
             for axes, column in ((loss_axes, "edm_loss"), (norm_axes, "grad_norm")):
                 axes.plot(steps, metrics[column], color=colour, alpha=0.15, linewidth=0.7)
                 axes.plot(steps, report.smooth(metrics[column], span), color=colour, linewidth=1.7, label=record.run)
-            rate_axes.plot(steps, metrics["learning_rate"], color=colour, linewidth=1.7)
-        loss_axes.set(title=f"Weighted squared error (mean over about {count_of(span, 'step')})", xlabel="step")
+        loss_axes.set(title=f"Loss (thin: each step; thick: mean over about {span})", xlabel="step")
+        loss_axes.set_ylabel("weighted squared error, log scale")
         log_scale(loss_axes, "y")
-        norm_axes.set(title="Gradient norm before clipping", xlabel="step")
+        norm_axes.set(title="Gradient norm", xlabel="step", ylabel="before clipping, log scale")
         log_scale(norm_axes, "y")
-        rate_axes.set(title="Learning rate", xlabel="step")
-        rate_axes.set_ylim(bottom=0)
-        rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        colours = palette(len(records))
+        report.draw_learning_rates(
+            rate_axes, [(record.metrics, colour) for record, colour in zip(records, colours, strict=True)]
+        )
         _legend(figure, loss_axes.get_legend_handles_labels())
     return figure
 
@@ -203,8 +198,12 @@ def held_out_curves(record: RunRecord, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_held_out(records: Records) -> Figure:
-    """Draw the held-out loss of all runs over each other, one panel for each noise level."""
+    """Draw the held-out loss of all runs over each other, one panel for each noise level.
+
+    Its title says by how much the final loss of each other run differs from the first one's.
+    """
     pairs = common_pairs(records)
+    table, first = held_out_table(records), records[0].run
     sigmas = sorted(pairs["sigma"].unique())
     columns = min(max(len(sigmas), 1), 3)
     rows = -(-len(sigmas) // columns)
@@ -214,14 +213,9 @@ def plot_held_out(records: Records) -> Figure:
         for axes, sigma in zip(grid.flat, sigmas, strict=False):
             for record, curve, colour in zip(records, curves, palette(len(records)), strict=True):
                 axes.plot(curve.index, curve[sigma], color=colour, marker="o", markersize=3, label=record.run)
-            axes.set_title(f"sigma {sigma:g}")
-        for axes in list(grid.flat)[len(sigmas) :]:
-            axes.set_visible(False)
-        for number, axes in enumerate(list(grid.flat)[: len(sigmas)]):
-            # The last panel of each column, since the last row may have gaps.
-            if number + columns >= len(sigmas):
-                axes.set_xlabel("step")
-                axes.tick_params(labelbottom=True)
+            changes = [table.loc[sigma, _against(record, first)] for record in records[1:]]
+            axes.set_title(f"sigma {sigma:g}: {', '.join(changes)}")
+        report.finish_grid(list(grid.flat), len(sigmas), columns)
         _legend(figure, grid[0][0].get_legend_handles_labels())
     return figure
 
@@ -238,9 +232,13 @@ def held_out_table(records: Records) -> pd.DataFrame:
     first = records[0].run
     for record in records[1:]:
         ratio = table[record.run] / table[first]
-        table[f"{record.run} against {first}"] = [f"{(value - 1) * 100:+.1f} %" for value in ratio]
+        table[_against(record, first)] = [change_percent(value) for value in ratio]
     table.insert(0, "clips", pairs.groupby("sigma").size())
     return table.rename(columns={record.run: f"{record.run}, step {_final_step(record)}" for record in records})
+
+
+def _against(record: RunRecord, first: str) -> str:
+    return f"{record.run} against {first}"
 
 
 def _final_step(record: RunRecord) -> int:
@@ -323,21 +321,19 @@ def sample_gallery(records: Records) -> str:
     if not common:
         return note("These runs have drawn no clip in common; runs on one dataset draw the same ones.")
     by_run = [{clip["clip_id"]: clip for clip in record.samples["clips"]} for record in records]
-    parts = [f"<p>{html.escape(_drawing_note(records))}</p>"]
+    parts = [f"<p>{html.escape(_drawing_note(records))}</p>", *map(report.network_note, records)]
     for clip_id in common:
         cells = []
         kinds: set[str] = set()
         for record, clips in zip(records, by_run, strict=True):
-            kind = str(_recipe(record).get("control", {}).get("kind", ""))
+            kind = str(report.recipe_of(record).get("control", {}).get("kind", ""))
             # Runs with one kind of control were given the same hint.
-            if kind not in kinds:
-                kinds.add(kind)
-                title = f"control{f' ({kind})' if kind else ''}, ground truth"
-                cells.append(_columns(record, clips[clip_id], 0, 2, title))
-        cells += [
-            _columns(record, clips[clip_id], 2, 3, record.run) for record, clips in zip(records, by_run, strict=True)
-        ]
-        caption = html.escape(by_run[0][clip_id]["caption"])
+            first = 2 if kind in kinds else 0
+            kinds.add(kind)
+            titles = [f"control{f' ({kind})' if kind else ''}", "ground truth", record.run]
+            cells.append(_columns(record, clips[clip_id], first, titles[first:]))
+        rows = ", ".join(report.frame_names(by_run[0][clip_id]))
+        caption = f"{html.escape(by_run[0][clip_id]['caption'])} <em>Below the videos: {rows}.</em>"
         parts.append(
             f"<figure><figcaption><b>{html.escape(clip_id)}</b> {caption}</figcaption>"
             f"<div class='cells'>{''.join(cells)}</div></figure>"
@@ -345,21 +341,23 @@ def sample_gallery(records: Records) -> str:
     return "\n".join(parts)
 
 
-def _columns(record: RunRecord, clip: Mapping[str, Any], first: int, end: int, title: str) -> str:
-    """Return a cell with the columns from `first` to before `end` of a drawn clip: control, ground truth, sample."""
-    width, height, shown = clip["width"], clip["height"], end - first
+def _columns(record: RunRecord, clip: Mapping[str, Any], first: int, titles: Sequence[str]) -> str:
+    """Return a cell with the columns from `first` on of a drawn clip: control, ground truth, sample."""
+    width, height, shown = clip["width"], clip["height"], len(titles)
     with Image.open(record.samples_dir / clip["grid"]) as grid:
         left = first * (width + GAP_PIXELS)
         part = grid.convert("RGB").crop((left, 0, left + shown * (width + GAP_PIXELS) - GAP_PIXELS, grid.height))
     content = io.BytesIO()
     part.save(content, "PNG")
     # The video has all columns side by side; the page shows the wanted ones by cropping, without encoding them again.
-    crop = f"aspect-ratio:{shown * width}/{height};object-fit:cover;object-position:{'left' if first == 0 else 'right'}"
+    crop = f"aspect-ratio:{shown * width}/{height};object-fit:cover;object-position:right"
     video = file_url(record.samples_dir / clip["video"], "video/mp4")
+    named = "".join(f"<span>{html.escape(title)}</span>" for title in titles)
+    alternative = f"{', '.join(report.frame_names(clip))} of {', '.join(titles)}"
     return (
-        f"<div class='cell' style='grid-column:span {shown}'><span>{html.escape(title)}</span>"
+        f"<div class='cell' style='grid-column:span {shown}'><div class='columns'>{named}</div>"
         f"<video style='{crop}' src='{video}' controls loop muted autoplay playsinline></video>"
-        f"<img src='{data_url(content.getvalue(), 'image/png')}' alt='first, middle and last frame'></div>"
+        f"<img src='{data_url(content.getvalue(), 'image/png')}' alt='{html.escape(alternative)}'></div>"
     )
 
 

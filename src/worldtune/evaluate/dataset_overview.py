@@ -20,19 +20,22 @@ from PIL import Image
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
+from worldtune.common.words import count_of
 from worldtune.dataset.clips import CONTROL_SUFFIXES, caption_path, video_path
 from worldtune.dataset.config import DatasetConfig, load_datasets
 from worldtune.dataset.validate import REASON_SEPARATOR
 from worldtune.evaluate.control_pictures import control_picture
-from worldtune.evaluate.figures import BLUE, GREY, ORANGE, RED, STYLE, count_of, data_url, note
+from worldtune.evaluate.figures import BLUE, GREY, ORANGE, RED, STYLE, data_url, note
 from worldtune.media.video import read_frames
 from worldtune.recipe.project import config_path
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of the overview should make the existing ones anew."""
 
 SPLITS = {"train": ("train", BLUE), "held_out": ("held out", ORANGE)}
 """Title and colour of each split."""
+FEWEST_FOR_HISTOGRAM = 10
+"""Usable clips of which the distribution of lengths is drawn; fewer are told in a sentence."""
 SHOWN_COPIES = 12
 THUMBNAIL_WIDTH = 420
 """Pixels; a page of 720p frames would be too large to send around."""
@@ -169,7 +172,7 @@ def plot_reasons(record: DatasetRecord, limit: int = 12) -> Figure:
         axes.set_xlim(0, max(counts) * 1.08 + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=False, axis="y")
-        axes.set(title="Clips", ylabel="")
+        axes.set(title="Clips", xlabel="number of clips")
     return figure
 
 
@@ -177,18 +180,45 @@ def _shorten(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def lengths_sentence(record: DatasetRecord) -> str:
+    """Return the lengths of a few usable clips and of their captions in words."""
+    usable = record.usable
+    tokens = usable["num_tokens"].dropna() if "num_tokens" in usable else pd.Series(dtype=float)
+    parts = [
+        f"{_span(usable['num_frames'], '.0f')} frames",
+        f"{_span(usable['seconds'], '.2f')} seconds",
+        *([f"captions of {_span(tokens, '.0f')} tokens, after the cut"] if len(tokens) else []),
+    ]
+    limits = (
+        f" At least {record.config.min_frames} frames are needed (min_frames), and captions are cut to "
+        f"{record.config.text_max_tokens} tokens (text_max_tokens)."
+        if record.config
+        else ""
+    )
+    return f"{count_of(len(usable), 'usable clip')}: {'; '.join(parts)}.{limits}"
+
+
+def _span(values: pd.Series, style: str) -> str:
+    low, high = format(values.min(), style), format(values.max(), style)
+    return low if low == high else f"{low} to {high}"
+
+
 def plot_lengths(record: DatasetRecord) -> Figure:
     """Draw how frames, seconds and caption tokens of the usable clips are distributed, by split."""
-    panels = (("num_frames", "Frames"), ("seconds", "Seconds"), ("num_tokens", "Tokens of the caption"))
+    panels = (
+        ("num_frames", "Length in frames", "frames"),
+        ("seconds", "Length in seconds", "seconds"),
+        ("num_tokens", "Captions", "tokens, after the cut"),
+    )
     limits = (
         {"num_frames": record.config.min_frames, "num_tokens": record.config.text_max_tokens} if record.config else {}
     )
     usable = record.usable
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(1, 3, figsize=(11, 2.7))
-        for axes, (column, title) in zip(grid, panels, strict=True):
+        for axes, (column, title, unit) in zip(grid, panels, strict=True):
             values = usable[column].dropna().astype(float) if column in usable else pd.Series(dtype=float)
-            axes.set(title=title)
+            axes.set(title=title, xlabel=unit)
             if values.empty:
                 axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center", color=GREY)
                 axes.set(xticks=[], yticks=[])
@@ -366,7 +396,7 @@ def _clip_figure(record: DatasetRecord, row: dict[Any, Any]) -> str:
     except WorldtuneError as error:
         return f"<figure><figcaption><b>{html.escape(clip_id)}</b></figcaption>{note(str(error))}</figure>"
     size_wh = (frame.shape[1], frame.shape[0])
-    cells = [_cell(f"video, frame {middle}", _picture(frame))]
+    cells = [_cell(f"video, frame {middle}", _picture(frame, f"frame {middle} of {clip_id}"))]
     for kind in record.controls:
         try:
             painted = control_picture(record.root, clip_id, kind, middle, size_wh)
@@ -377,7 +407,7 @@ def _clip_figure(record: DatasetRecord, row: dict[Any, Any]) -> str:
             f"<span class='key'><i style='background:rgb{colour}'></i>{html.escape(phrase)}</span>"
             for phrase, colour in painted.legend
         )
-        cells.append(_cell(kind, _picture(painted.pixels) + legend))
+        cells.append(_cell(kind, _picture(painted.pixels, f"{kind} of frame {middle}") + legend))
     facts = [SPLITS[row["split"]][0] if row["split"] in SPLITS else "left out", str(row["source_key"])]
     words = [read_caption(record.root, clip_id), f"Left out: {row['reason']}" if row["reason"] else ""]
     return (
@@ -391,13 +421,13 @@ def _cell(title: str, content: str) -> str:
     return f"<div class='cell'><span>{html.escape(title)}</span>{content}</div>"
 
 
-def _picture(pixels: np.ndarray) -> str:
+def _picture(pixels: np.ndarray, title: str) -> str:
     image = Image.fromarray(pixels)
     if image.width > THUMBNAIL_WIDTH:
         image = image.resize((THUMBNAIL_WIDTH, max(1, round(image.height * THUMBNAIL_WIDTH / image.width))))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=JPEG_QUALITY)
-    return f"<img src='{data_url(content.getvalue(), 'image/jpeg')}' alt=''>"
+    return f"<img src='{data_url(content.getvalue(), 'image/jpeg')}' alt='{html.escape(title)}'>"
 
 
 def notes(texts: Sequence[str]) -> str:

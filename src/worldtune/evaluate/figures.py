@@ -48,13 +48,22 @@ WORDS = {
     "end_s": "to second",
 }
 """Titles of columns whose names in files are not words."""
-LINEAR_DECADES = 0.4
+LINEAR_DECADES = 0.8
 """Below this span of a logarithmic axis, round multiples of a power of ten may all lie outside of it."""
 
 
-def count_of(number: int, noun: str) -> str:
-    """Return "1 step", "2 steps"."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def change_percent(ratio: float) -> str:
+    """Return by how much a ratio differs from 1, such as "-3.1 %"; without a sign where it rounds to nothing."""
+    if np.isnan(ratio):
+        return ""
+    percent = round((ratio - 1) * 100, 1)
+    return f"{percent:+.1f} %" if percent else "0.0 %"
+
+
+def power_of_ten(values: pd.Series) -> int:
+    """Return the power of ten that the greatest value is written with."""
+    greatest = float(values.max())
+    return int(np.floor(np.log10(greatest))) if greatest > 0 else 0
 
 
 def as_html(table: pd.DataFrame) -> str:

@@ -37,6 +37,9 @@ figcaption { color: #3e4c59; margin-bottom: 6px; max-width: 100ch; }
 figcaption b { font-family: ui-monospace, monospace; font-size: 12px; color: #7b8794; margin-right: 8px; }
 figure .columns { display: flex; font-size: 12px; color: #7b8794; }
 figure .columns span { flex: 1; }
+figure .grid { display: grid; grid-template-columns: 66px 1fr; }
+figure .rows { display: flex; flex-direction: column; font-size: 12px; color: #7b8794; }
+figure .rows span { flex: 1; }
 figcaption em { color: #7b8794; font-style: normal; }
 figure .cells { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 10px; }
 figure .cell { font-size: 12px; color: #7b8794; min-width: 0; overflow-wrap: anywhere; }
@@ -80,7 +83,8 @@ def execute_notebook(
     tagged[0].source = "\n".join(
         f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in parameters.items()
     )
-    runner = _Runner(timeout=TIMEOUT_S, kernel_name="python3")
+    # Its warnings are of connections that never leave this machine.
+    runner = _Runner(timeout=TIMEOUT_S, kernel_name="python3", extra_arguments=["--log-level=ERROR"])
     try:
         runner.preprocess(document, {"metadata": {"path": str(root.resolve())}})
     # The last two are of a kernel that died, and of one that gave no answer in time.

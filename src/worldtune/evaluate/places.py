@@ -30,13 +30,14 @@ def recipe_names(root: Path) -> list[str]:
     return sorted(path.stem for path in (root / "config" / "recipes").glob("*.toml"))
 
 
-def check_name(name: str, known: Iterable[str], what: str) -> None:
+def check_name(name: str, known: Iterable[str], what: str, where: str = "") -> None:
     """Refuse a name that is not known.
 
     Args:
         name: what the user asked for.
         known: the names that there are.
         what: kind of thing, such as "recipe"; for the message.
+        where: file or folder that should have it; for the message.
 
     Raises:
         WorldtuneError: `name` is unknown; the message names the nearest ones, or else all.
@@ -49,7 +50,7 @@ def check_name(name: str, known: Iterable[str], what: str) -> None:
         advice = f"the nearest known: {', '.join(near)}"
     else:
         advice = f"known: {', '.join(names)}" if names else "there is none yet"
-    raise WorldtuneError(f"there is no {what} {name!r}; {advice}.")
+    raise WorldtuneError(f"{f'{where} has' if where else 'there is'} no {what} {name!r}; {advice}.")
 
 
 def check_runs(runs: Iterable[str], known: Iterable[str], what: str = "recipe") -> list[str]:
@@ -65,7 +66,9 @@ def check_runs(runs: Iterable[str], known: Iterable[str], what: str = "recipe") 
     if twice:
         raise WorldtuneError(f"a comparison names each run once; {', '.join(twice)} is there more than once.")
     if len(names) < 2:
-        raise WorldtuneError(f"a comparison needs two or more runs; only {', '.join(names) or 'none'} was named.")
+        raise WorldtuneError(
+            f"a comparison needs two or more runs; {f'only {names[0]} was named' if names else 'none was named'}."
+        )
     return names
 
 
@@ -79,7 +82,7 @@ def run_folder(root: Path, run: str) -> Path:
     if run not in trained and run in recipe_names(root):
         target = f"results/{run}/report.html"
         raise WorldtuneError(f"results/{run}/{MANIFEST} does not exist: train the run, as with `snakemake {target}`.")
-    check_name(run, trained, "run in results/")
+    check_name(run, trained, "run", "results/")
     return root / "results" / run
 
 
@@ -98,5 +101,5 @@ def dataset_folder(root: Path, dataset: str) -> Path:
             f"{folder} has neither {' nor '.join(DATASET_FILES)}: validate it, as with `snakemake {target}`."
         )
     validated = {path.name for path in (root / "datasets").glob("*") if path.is_dir()}
-    check_name(dataset, validated, "dataset in datasets/")
+    check_name(dataset, validated, "dataset", "datasets/")
     return folder

@@ -15,16 +15,44 @@ from matplotlib.figure import Figure
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
+from worldtune.common.words import count_of
 from worldtune.evaluate.dataset_overview import reason_table
-from worldtune.evaluate.figures import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, STYLE, count_of, file_url, log_scale, note
+from worldtune.evaluate.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT_GREY,
+    ORANGE,
+    STYLE,
+    change_percent,
+    file_url,
+    log_scale,
+    note,
+    power_of_ten,
+)
 from worldtune.evaluate.places import run_folder
+from worldtune.recipe.load import RECIPES, flatten, read_extension
 from worldtune.training.manifest import read_manifest
 
-VERSION = 3
+VERSION = 4
 """Raised when a change of the report should make the existing ones anew."""
 
 VALIDATION_COLUMNS = ("step", "sigma", "clip_id", "control", "loss")
 SPLIT_WORDS = {"held_out": "held out"}
+DEMO_NETWORK = "transfer1_demo"
+"""What the sizes of the demo's networks begin with."""
+MAIN_KEYS = (
+    *("control.kind", "data.dataset", "data.num_frames", "data.resolution", "network.size"),
+    *("checkpoints.base", "checkpoints.control", "checkpoints.init_from"),
+    *("optimizer.learning_rate", "training.max_iter", "training.global_batch_size", "training.precision"),
+    *("parallel.tensor", "parallel.data"),
+)
+"""Keys of a recipe that extends nothing which say most of it."""
+PASSED_OVER = ("experiment.description",)
+"""Keys that differ between any two recipes and say nothing of their results."""
+SHOWN_CUT = 24
+FEWEST_FOR_CURVES = 3
+"""Measurements of the held-out loss; of fewer the table says all."""
 STEP_PARTS = {"data_s": "data", "forward_s": "forward", "backward_s": "backward", "optimizer_s": "optimizer"}
 
 
@@ -44,6 +72,8 @@ class RunRecord:
     """The dataset's summary; empty where it is gone, or is not the one that was trained on."""
     clips: pd.DataFrame
     """One row a clip of the dataset; none where `dataset` is empty."""
+    cut: tuple[str, ...]
+    """Sources of the usable clips whose captions were cut to the dataset's text_max_tokens, sorted."""
     samples: dict[str, Any]
     """What sample.py wrote; empty where no sample was drawn."""
     samples_dir: Path
@@ -70,13 +100,15 @@ def load_run(run_dir: Path, *, samples_dir: Path, datasets_dir: Path) -> RunReco
     dataset = _read_optional(dataset_dir / "dataset.json")
     if dataset.get("digest") != manifest["dataset"]["digest"]:
         dataset = {}
+    clips = pd.read_parquet(clips_path) if dataset and clips_path.is_file() else pd.DataFrame()
     return RunRecord(
         run=run_dir.name,
         manifest=manifest,
         metrics=_read_rows(attempt / "metrics.jsonl", manifest["final_step"]),
         validation=_read_rows(attempt / "validation.jsonl", manifest["final_step"], VALIDATION_COLUMNS),
         dataset=dataset,
-        clips=pd.read_parquet(clips_path) if dataset and clips_path.is_file() else pd.DataFrame(),
+        clips=clips,
+        cut=_cut_captions(dataset_dir, clips),
         samples=_read_optional(samples_dir / "samples.json"),
         samples_dir=samples_dir,
         provenance=_read_optional(run_dir / "model" / "provenance.json"),
@@ -87,6 +119,52 @@ def load_run_named(root: Path, run: str) -> RunRecord:
     """Read the record of a run of the repository at `root` by its name; errors as `run_folder` and `load_run`."""
     folder = run_folder(root, run)
     return load_run(folder, samples_dir=folder / "samples", datasets_dir=root / "datasets")
+
+
+def _cut_captions(dataset_dir: Path, clips: pd.DataFrame) -> tuple[str, ...]:
+    if clips.empty:
+        return ()
+    usable = clips[clips["status"] == "ok"].set_index("clip_id")["source_key"]
+    shards = [
+        pd.read_parquet(path, columns=["clip_id", "truncated"])
+        for path in sorted((dataset_dir / "manifests" / "t5").glob("*.parquet"))
+    ]
+    cut = {clip for shard in shards for clip in shard.loc[shard["truncated"], "clip_id"]}
+    return tuple(sorted(usable[usable.index.isin(cut)]))
+
+
+def recipe_of(record: RunRecord) -> Mapping[str, Any]:
+    """Return the recipe that a run was trained with; empty where it carries none."""
+    recipe = record.manifest.get("recipe") or record.provenance.get("recipe") or {}
+    return recipe if isinstance(recipe, Mapping) else {}
+
+
+def recipe_table(record: RunRecord, root: Path) -> pd.DataFrame:
+    """Return the values in which the run's recipe differs from those that it extends, or else its main values.
+
+    Args:
+        record: the run; its values are those that were trained with.
+        root: root of the repository, where the recipes lie.
+    """
+    values = flatten(recipe_of(record))
+    path = root / RECIPES / f"{record.run}.toml"
+    extension = read_extension(path, root) if path.is_file() else None
+    if extension is None or not extension.parents:
+        main = {key: str(values[key]) for key in MAIN_KEYS if values.get(key) not in (None, "")}
+        return pd.DataFrame({"value": main}, dtype=object)
+    rows = {
+        key: (values.get(key, own), extension.inherited.get(key, "the default"))
+        for key, own in extension.own.items()
+        if key not in PASSED_OVER and own != extension.inherited.get(key)
+    }
+    title = f"in {', '.join(extension.parents)}"
+    return pd.DataFrame(
+        {
+            "value": {key: str(ours) for key, (ours, _) in rows.items()},
+            title: {key: str(theirs) for key, (_, theirs) in rows.items()},
+        },
+        dtype=object,
+    )
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
@@ -129,17 +207,27 @@ def plot_training(record: RunRecord) -> Figure:
     with plt.rc_context(STYLE):
         figure, (loss_axes, norm_axes, rate_axes) = plt.subplots(1, 3, figsize=(11, 3), width_ratios=[1.5, 1, 1])
         _raw_and_smooth(loss_axes, metrics["step"], metrics["edm_loss"], span, BLUE)
-        loss_axes.set(title="Weighted squared error", xlabel="step")
+        loss_axes.set(title=f"Loss (thin: each step; thick: mean over about {span})", xlabel="step")
+        loss_axes.set_ylabel("weighted squared error, log scale")
         log_scale(loss_axes, "y")
-        loss_axes.legend(["each step", f"mean over about {span} steps"])
         _raw_and_smooth(norm_axes, metrics["step"], metrics["grad_norm"], span, ORANGE)
-        norm_axes.set(title="Gradient norm before clipping", xlabel="step")
+        most = recipe_of(record).get("optimizer", {}).get("max_grad_norm")
+        if most is not None:
+            norm_axes.axhline(most, color=GREY, linestyle="--", linewidth=1)
+        clipped = "" if most is None else f" (dashed: limit {most:g})"
+        norm_axes.set(title=f"Gradient norm{clipped}", xlabel="step", ylabel="before clipping, log scale")
         log_scale(norm_axes, "y")
-        rate_axes.plot(metrics["step"], metrics["learning_rate"], color=GREEN)
-        rate_axes.set(title="Learning rate", xlabel="step")
-        rate_axes.set_ylim(bottom=0)
-        rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        draw_learning_rates(rate_axes, [(metrics, GREEN)])
     return figure
+
+
+def draw_learning_rates(axes: Axes, curves: Sequence[tuple[pd.DataFrame, Any]]) -> None:
+    """Draw the learning rates of the metrics in their colours, the power of ten in the label."""
+    power = max(power_of_ten(metrics["learning_rate"]) for metrics, _ in curves)
+    for metrics, colour in curves:
+        axes.plot(metrics["step"], metrics["learning_rate"] / 10.0**power, color=colour, linewidth=1.7)
+    axes.set(title="Learning rate", xlabel="step", ylabel=f"learning rate, times 1e{power}")
+    axes.set_ylim(bottom=0)
 
 
 def _raw_and_smooth(axes: Axes, steps: pd.Series, values: pd.Series, span: int, colour: str) -> None:
@@ -151,19 +239,19 @@ def plot_speed(record: RunRecord) -> Figure:
     """Throughput over the steps, and where the time of a step goes."""
     metrics = record.metrics
     with plt.rc_context(STYLE):
-        figure, (speed_axes, time_axes) = plt.subplots(1, 2, figsize=(11, 2.8), width_ratios=[1, 1.2])
+        figure, (speed_axes, time_axes) = plt.subplots(1, 2, figsize=(11, 2.4), width_ratios=[1, 1.2])
         speed_axes.plot(metrics["step"], metrics["tokens_per_s"], color=GREEN, linewidth=1)
         speed_axes.axhline(metrics["tokens_per_s"].median(), color=GREY, linestyle="--", linewidth=1)
         speed_axes.set(title="Tokens a second (dashed: median)", xlabel="step")
         speed_axes.set_ylim(bottom=0)
         parts = step_time_table(record)
-        left = 0.0
-        for (part, row), colour in zip(parts.iterrows(), (GREY, BLUE, ORANGE, GREEN, LIGHT_GREY), strict=False):
-            time_axes.barh(0, row["seconds"], left=left, color=colour, height=0.5, label=f"{part} {row['share']}")
-            left += row["seconds"]
-        time_axes.set(title="Mean time of a step", xlabel="seconds", yticks=[], ylim=(-0.5, 0.9))
-        time_axes.grid(visible=False)
-        time_axes.legend(loc="upper left", ncols=5, fontsize=8.5, columnspacing=1.2, handlelength=1)
+        colours = [GREY, BLUE, ORANGE, GREEN, LIGHT_GREY]
+        bars = time_axes.barh(parts.index, parts["seconds"], color=colours[-len(parts) :], height=0.7)
+        time_axes.bar_label(bars, parts["share"], padding=4, color="#3e4c59")
+        time_axes.set(title="Mean time of a step", xlabel="seconds")
+        time_axes.set_xlim(right=parts["seconds"].max() * 1.12)
+        time_axes.invert_yaxis()
+        time_axes.grid(visible=False, axis="y")
     return figure
 
 
@@ -174,7 +262,7 @@ def step_time_table(record: RunRecord) -> pd.DataFrame:
     seconds = {label: float(steady[column].mean()) for column, label in STEP_PARTS.items() if column in steady}
     total = float(steady["step_s"].mean())
     # Rounded, since what is left of a sum may be a remainder of the last digit.
-    seconds["other"] = max(round(total - sum(seconds.values()), 6), 0.0)
+    seconds["other"] = max(0.0, round(total - sum(seconds.values()), 6))
     table = pd.DataFrame({"seconds": seconds})
     table["share"] = [f"{value / max(sum(seconds.values()), 1e-12):.0%}" for value in table["seconds"]]
     return table
@@ -192,9 +280,14 @@ def held_out_means(record: RunRecord) -> pd.DataFrame:
     return means.unstack(["control", "sigma"]).sort_index()
 
 
+def has_held_out_curves(record: RunRecord) -> bool:
+    """Return whether the held-out loss was measured often enough for curves."""
+    return len(held_out_means(record)) >= FEWEST_FOR_CURVES
+
+
 def plot_held_out(record: RunRecord) -> Figure:
     """Held-out loss at each noise level, with the clip's own control and with another clip's."""
-    means = held_out_means(record)
+    means, changes = held_out_means(record), held_out_table(record)["change"]
     sigmas = sorted(record.validation["sigma"].unique())
     columns = min(len(sigmas), 3)
     rows = -(-len(sigmas) // columns)
@@ -204,13 +297,22 @@ def plot_held_out(record: RunRecord) -> Figure:
             for control, colour, label in (("own", BLUE, "own control"), ("other", ORANGE, "another clip's control")):
                 if (control, sigma) in means:
                     axes.plot(means.index, means[control, sigma], color=colour, marker="o", markersize=3, label=label)
-            axes.set_title(f"sigma {sigma:g}")
-        for axes in list(grid.flat)[len(sigmas) :]:
-            axes.set_visible(False)
-        for axes in grid[-1]:
-            axes.set_xlabel("step")
-        grid[0][0].legend()
+            axes.set_title(f"sigma {sigma:g}: {changes[sigma]}" if changes[sigma] else f"sigma {sigma:g}")
+        finish_grid(list(grid.flat), len(sigmas), columns)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        if len(handles) > 1:
+            figure.legend(handles, labels, loc="outside upper left", ncols=2)
     return figure
+
+
+def finish_grid(panels: Sequence[Axes], used: int, columns: int) -> None:
+    """Hide the panels that show nothing, and label the steps under the last panel of each column."""
+    for axes in panels[used:]:
+        axes.set_visible(False)
+    for axes in panels[max(used - columns, 0) : used]:
+        axes.set_xlabel("step")
+        axes.tick_params(labelbottom=True)
+    panels[0].set_ylabel("loss")
 
 
 def held_out_table(record: RunRecord) -> pd.DataFrame:
@@ -218,10 +320,7 @@ def held_out_table(record: RunRecord) -> pd.DataFrame:
     means = held_out_means(record)["own"]
     first, last = means.iloc[0], means.iloc[-1]
     # A noise level that the recipe has been given since has no loss before the first step.
-    change = [
-        "" if np.isnan(after / before) else f"{(after / before - 1) * 100:+.1f} %"
-        for before, after in zip(first, last, strict=True)
-    ]
+    change = [change_percent(after / before) for before, after in zip(first, last, strict=True)]
     table = pd.DataFrame({f"step {means.index[0]}": first, f"step {means.index[-1]}": last, "change": change})
     table.index.name = "sigma"
     return table.sort_index()
@@ -318,8 +417,8 @@ def control_effect_sentence(record: RunRecord) -> str:
         return "Only one held-out clip of its size: there is no other control to compare with."
     return (
         f"At step {record.validation['step'].max()} the clip's own control gives the lower loss in "
-        f"**{effect.num_own_lower} of {effect.num_pairs}** pairs of held-out clip and noise level; the loss is "
-        f"{(1 - effect.mean_ratio) * 100:.1f} % lower on the average (geometric mean)."
+        f"**{effect.num_own_lower} of {effect.num_pairs}** pairs of held-out clip and noise level; the loss differs "
+        f"by {change_percent(effect.mean_ratio)} on the average (geometric mean)."
     )
 
 
@@ -339,13 +438,20 @@ def summary_table(record: RunRecord) -> pd.DataFrame:
     if effect.num_pairs:
         rows["own control lower"] = (
             f"{effect.num_own_lower} of {effect.num_pairs} (clip, sigma) pairs; "
-            f"loss {(effect.mean_ratio - 1) * 100:+.1f} % on the average"
+            f"loss {change_percent(effect.mean_ratio)} on the average"
         )
     return pd.DataFrame({"": rows})
 
 
 def dataset_note(record: RunRecord) -> str:
-    """Return HTML of a remark where the dataset is not shown; empty where it is."""
+    """Return HTML of a remark where the dataset is not shown or captions were cut; empty otherwise."""
+    if record.cut:
+        some = ", ".join(record.cut[:SHOWN_CUT]) + (", ..." if len(record.cut) > SHOWN_CUT else "")
+        were = "was" if len(record.cut) == 1 else "were"
+        return note(
+            f"{count_of(len(record.cut), 'caption')} {were} cut to text_max_tokens of the dataset, so that the model "
+            f"never saw the end: {some}."
+        )
     if record.dataset:
         return ""
     name, digest = record.manifest["dataset"]["name"], record.manifest["dataset"]["digest"]
@@ -397,17 +503,33 @@ def sample_gallery(record: RunRecord) -> str:
     """Return HTML that shows each drawn sample as a picture and as a video, all files embedded."""
     if not record.samples:
         return note("No sample was drawn for this run.")
-    parts = [f"<p>{html.escape(_sample_note(record.samples))}</p>"]
+    parts = [f"<p>{html.escape(_sample_note(record.samples))}</p>", network_note(record)]
     for clip in record.samples["clips"]:
         video = file_url(record.samples_dir / clip["video"], "video/mp4")
         grid = file_url(record.samples_dir / clip["grid"], "image/png")
+        names = frame_names(clip)
         parts.append(
             f"<figure><figcaption><b>{html.escape(clip['clip_id'])}</b> {html.escape(clip['caption'])}</figcaption>"
-            f"<div class='columns'><span>control</span><span>ground truth</span><span>sample</span></div>"
-            f"<video src='{video}' controls loop muted autoplay playsinline></video>"
-            f"<img src='{grid}' alt='first, middle and last frame'></figure>"
+            f"<div class='grid'><div></div><div class='columns'><span>control</span><span>ground truth</span>"
+            f"<span>sample</span></div>"
+            f"<div></div><video src='{video}' controls loop muted autoplay playsinline></video>"
+            f"<div class='rows'>{''.join(f'<span>{name}</span>' for name in names)}</div>"
+            f"<img src='{grid}' alt='{', '.join(names)} of control, ground truth and sample'></div></figure>"
         )
     return "\n".join(parts)
+
+
+def frame_names(clip: Mapping[str, Any]) -> list[str]:
+    """Return what the rows of a drawn clip's picture show, as transfer1.drawing chooses them."""
+    return [f"frame {number}" for number in (0, clip["num_frames"] // 2, clip["num_frames"] - 1)]
+
+
+def network_note(record: RunRecord) -> str:
+    """Return HTML of a remark where the run's network is one of the demo's; empty where it is not."""
+    size = str(recipe_of(record).get("network", {}).get("size", ""))
+    if not size.startswith(DEMO_NETWORK):
+        return ""
+    return note(f"{record.run}: a tiny network ({size}); no picture is expected on real videos.")
 
 
 def _sample_note(samples: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,38 @@ def _merge_parents(path: Path, root: Path, children: tuple[Path, ...]) -> dict[s
     return merge(merged, values)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """What the file of a recipe says itself, and what the recipes that it extends say; dotted keys to values."""
+
+    parents: tuple[str, ...]
+    own: dict[str, Any]
+    inherited: dict[str, Any]
+
+
+def read_extension(path: Path, root: Path = Path()) -> Extension:
+    """Read what a recipe's file adds to the recipes that it extends; nothing is resolved or checked.
+
+    Raises:
+        WorldtuneError: a file is missing or no TOML.
+    """
+    own = _read_toml(path)
+    parents = own.pop(EXTENDS, [])
+    names = [parents] if isinstance(parents, str) else list(parents)
+    inherited: dict[str, Any] = {}
+    for parent in names:
+        inherited = merge(inherited, _merge_parents(_parent_path(path, parent, root), root, (path.resolve(),)))
+    return Extension(parents=tuple(names), own=flatten(own), inherited=flatten(inherited))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested tables by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _parent_path(path: Path, parent: str, root: Path) -> Path:
     """Return the file that a recipe extends: one beside it, or a recipe or a part below config/recipes/."""
     beside = path.parent / f"{parent}.toml"
@@ -175,8 +208,13 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def _merge_model(values: dict[str, Any], path: Path, root: Path) -> None:
     network = values.get("network")
     size = network.get("size") if isinstance(network, dict) else None
-    if not isinstance(network, dict) or not isinstance(size, str):
-        raise WorldtuneError(f"{path}: network.size must name a file below {MODELS}/ (without .toml).")
+    if not isinstance(network, dict) or size is None:
+        raise WorldtuneError(
+            f'{path}: network.size is missing; did you forget {EXTENDS}, as in {EXTENDS} = "edge_posttrain"? A recipe '
+            f"that extends none must name a file below {MODELS}/ (without .toml)."
+        )
+    if not isinstance(size, str):
+        raise WorldtuneError(f"{path}: network.size must name a file below {MODELS}/ (without .toml), found {size!r}.")
     model_path = root / MODELS / f"{size}.toml"
     if not model_path.is_file():
         known = [candidate.stem for candidate in sorted((root / MODELS).glob("*.toml"))]
@@ -229,6 +267,9 @@ def _explain(path: Path, error: ValidationError) -> str:
 
 def _explain_one(detail: ErrorDetails, known: Sequence[str]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
+    section = difflib.get_close_matches(key, Recipe.model_fields, n=1)
+    if detail["type"] == "extra_forbidden" and isinstance(detail["input"], dict) and section:
+        return f"[{key}]: unknown section; did you mean [{section[0]}]?"
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key{_nearest(key, known)}"
     if detail["type"] == "missing":

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from worldtune.common.errors import WorldtuneError
 
@@ -80,6 +80,10 @@ def read_config(path: Path, *, resolve: bool = True) -> dict[str, Any]:
         raise WorldtuneError(
             f"{path} does not exist; run from the repository's root, or set {CONFIG_VARIABLE}."
         ) from error
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise WorldtuneError(f"{path}{where}: this is no YAML: {error.problem}. Mend that line.") from error
     except (YAMLError, OmegaConfBaseException) as error:
         raise WorldtuneError(f"{path}: {error}") from error
     if not isinstance(values, dict):
