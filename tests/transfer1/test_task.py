@@ -1,4 +1,5 @@
 import copy
+import json
 import shutil
 import subprocess
 import sys
@@ -177,6 +178,7 @@ def test_given_frames_need_a_network_that_takes_them(tiny_world: Path) -> None:
 
 
 RANK_PROGRAM = """
+import json
 import sys
 import torch
 from pathlib import Path
@@ -185,36 +187,52 @@ from tiny_world import tiny_inputs, tiny_recipe
 from torch.distributed.tensor import DTensor
 from torch.utils.data import default_collate
 from worldtune.parallel.mesh import build_mesh
+from worldtune.training.gradients import GradientAccumulator, global_norm
+from worldtune.training.sharding import trainable_parameters, wrap_like
 from worldtune.transfer1.task import build_task
 import torch.distributed as dist
 
-root, out, tensor, data = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+root, out = Path(sys.argv[2]), Path(sys.argv[3])
+layout = json.loads(sys.argv[4])
 torch.set_num_threads(1)
-layout = {"tensor": tensor, "data": data, "sequence": tensor > 1}
-recipe = tiny_recipe(parallel=layout, training={"global_batch_size": data})
-mesh = build_mesh("cpu", data=data, tensor=tensor)
+recipe = tiny_recipe(parallel=layout, training={"global_batch_size": layout["data"]})
+mesh = build_mesh("cpu", data=layout["data"], context=layout["context"], tensor=layout["tensor"])
 task = build_task(recipe, tiny_inputs(root, recipe), mesh, torch.device("cpu"))
-batch = task.prepare(default_collate([task.make_dataset()[0]]))
-output = task.training_loss(batch)
-output.loss.backward()
-whole = lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-grads = {name: whole(p.grad) for name, p in task.trainable.named_parameters() if p.grad is not None}
 rows = [(row.clip_id, row.sigma, row.control, row.loss) for row in task.validate()]
-torch.save({"loss": output.loss.detach(), "grads": grads, "rows": rows}, out / f"{dist.get_rank()}.pt")
+# As the trainer does: after a measurement.
+parameters = trainable_parameters(task.trainable)
+gradients = GradientAccumulator(parameters, mesh)
+output = task.training_loss(task.prepare(default_collate([task.make_dataset()[0]])))
+output.loss.backward()
+gradients.add()
+norm = global_norm(grads := gradients.finish(), parameters, mesh)
+whole = lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+grads = {name: whole(wrap_like(part, parameters[name])) for name, part in grads.items()}
+torch.save({"loss": output.loss.detach(), "norm": norm, "grads": grads, "rows": rows}, out / f"{dist.get_rank()}.pt")
 dist.barrier()
 dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize(("tensor", "data"), [(2, 1), (1, 2)])
+LAYOUTS = [
+    {"data": 1, "context": 1, "tensor": 2, "sequence": True},
+    {"data": 2, "context": 1, "tensor": 1, "shard": "base"},
+    {"data": 1, "context": 2, "tensor": 1},
+    {"data": 1, "context": 2, "tensor": 1, "shard": "both"},
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "-".join(f"{key}{layout[key]}" for key in layout))
 @pytest.mark.usefixtures("own_process_group")
-def test_two_ranks_agree_with_one(tiny_world: Path, tmp_path: Path, tensor: int, data: int) -> None:
+def test_two_ranks_agree_with_one(tiny_world: Path, tmp_path: Path, layout: dict[str, Any]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = tmp_path / "rank.py"
     script.write_text(RANK_PROGRAM)
     here = str(Path(__file__).parent)
     subprocess.run(
-        [*command, str(script), here, str(tiny_world), str(tmp_path), str(tensor), str(data)], check=True, timeout=300
+        [*command, str(script), here, str(tiny_world), str(tmp_path), json.dumps({"sequence": False} | layout)],
+        check=True,
+        timeout=300,
     )
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     task = single(tiny_world)
@@ -224,6 +242,8 @@ def test_two_ranks_agree_with_one(tiny_world: Path, tmp_path: Path, tensor: int,
     rows = task.validate()
     for result in results:
         torch.testing.assert_close(result["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
+        norm = torch.stack([gradient.square().sum() for gradient in expected.values()]).sum().sqrt()
+        torch.testing.assert_close(result["norm"], norm, rtol=1e-5, atol=1e-8)
         assert result["grads"].keys() == expected.keys()
         for name, gradient in expected.items():
             scale = float(gradient.abs().max()) or 1.0
