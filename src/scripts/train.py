@@ -6,6 +6,7 @@ python src/scripts/train.py edge_posttrain --dryrun -- training.max_iter=100    
 """
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -55,17 +56,23 @@ def main() -> None:
     from worldtune.training.run import run_training
     from worldtune.transfer1.task import build_task
 
-    sys.exit(
-        run_training(
-            recipe,
-            run_folder,
-            build_task,
-            has_overrides=bool(arguments.overrides),
-            manifest=arguments.manifest,
-            datasets=Path("datasets"),
-            checkpoints=Path("checkpoints"),
-        )
+    status = run_training(
+        recipe,
+        run_folder,
+        build_task,
+        has_overrides=bool(arguments.overrides),
+        manifest=arguments.manifest,
+        datasets=Path("datasets"),
+        checkpoints=Path("checkpoints"),
     )
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # All is written and closed. Threads of libraries can abort a process while its interpreter is taken down (seen
+        # on a busy machine), which torchrun would report as a training that failed.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":
