@@ -154,6 +154,7 @@ def train_toy(attempt: Path, recipe: Recipe, events: dict[str, str] | None = Non
         stop=StopRequest(attempt),
         lease=lease,
         tracker=NullTracker(),
+        about={"base_sha256": "toy"},
     )
     if lease is not None:
         lease.release()
