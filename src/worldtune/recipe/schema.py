@@ -411,6 +411,28 @@ class Logging(Section):
     """Steps between two console lines."""
 
 
+class Health(Section):
+    """What the trainer watches, and when it ends a run that is not well (training/health.py)."""
+
+    section_affects: ClassVar[Affects] = "nothing"
+
+    first_loss_min: NonNegativeFloat = 0.001
+    """Smallest edm_loss of the first step; below it the run ends before its first update. A prediction of real frames
+    leaves far more: next to nothing is left where all frames are given, or the latents are constant."""
+    first_loss_max: PositiveFloat = 1.0
+    """Largest edm_loss of the first step. That loss is the squared error without the uncertainty term, which depends on
+    the base's frozen head, times a weight under which what the network has to put out has variance 1 at every noise
+    level, given frames counting 0. So an output of zero has a loss of 1, a trained base less, and an output that knows
+    nothing of its target 1 plus its own variance: other weights, other latents, wrong wiring."""
+    max_skipped_in_a_row: PositiveInt = 20
+    """The run ends when so many steps in a row had a loss or gradient that is not finite; each makes no update."""
+    max_skipped: PositiveInt = 100
+    """The run ends when so many steps since step 0 had one."""
+    max_data_wait: float = Field(default=0.05, gt=0.0, le=1.0)
+    """Share of the step time that the slowest rank may wait for data before the trainer warns: the mean over 20
+    steps, not the first ones after a start."""
+
+
 class Cluster(Section):
     """What the training job asks of SLURM; account and partitions are in config/config.yaml."""
 
@@ -446,6 +468,7 @@ class Recipe(Section):
     sampling: Sampling = Sampling()
     saving: Saving = Saving()
     logging: Logging = Logging()
+    health: Health = Health()
     cluster: Cluster = Cluster()
 
     @property

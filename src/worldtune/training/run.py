@@ -25,6 +25,7 @@ from worldtune.training.lease import POLL_S, Lease
 from worldtune.training.manifest import MANIFEST
 from worldtune.training.metrics import NullTracker, Tracker, WandbTracker
 from worldtune.training.signals import EXIT_STOPPED, StopRequest
+from worldtune.training.tables import last_steps, write_tables
 from worldtune.training.task import Task
 from worldtune.training.trainer import VERSION, train
 
@@ -99,14 +100,17 @@ def _run_under_lease(
     try:
         if not _acquire(lease, attempt, stop):
             return EXIT_STOPPED
+        stopped = False
         if not _finished(attempt):
             refuse_fatal(attempt)
             with fatal_recorded(attempt):
                 stopped = _train(attempt, build_task, mesh, device, stop, lease)
-            if stopped:
-                return EXIT_STOPPED
         if lease is not None:
             lease.check()
+            write_tables(attempt.folder)
+        if stopped:
+            return EXIT_STOPPED
+        if lease is not None:
             write_manifest(attempt, manifest)
         dist.barrier()
         return 0
@@ -195,6 +199,7 @@ def _tracker(attempt: Attempt) -> Tracker:
         identity=attempt.identity,
         folder=attempt.folder,
         config=attempt.recipe.model_dump(mode="json"),
+        recorded=last_steps(attempt.folder),
     )
 
 

@@ -14,25 +14,36 @@ import torch.distributed as dist
 from torch import Tensor
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.common.progress import step_progress
 from worldtune.parallel.mesh import Mesh
 from worldtune.recipe.schema import Recipe
 from worldtune.training.data import BatchReader, Prefetcher
 from worldtune.training.ema import PowerEma
-from worldtune.training.gradients import GradientAccumulator, check_replicas, clip, global_norm
+from worldtune.training.gradients import (
+    GradientAccumulator,
+    check_replicas,
+    clip,
+    gradient_norms,
+    parameter_groups,
+)
+from worldtune.training.health import DataWait, SkippedSteps, agree, check_first_loss
 from worldtune.training.held_out import check_finite, is_measured
 from worldtune.training.lease import Lease
 from worldtune.training.metrics import (
     METRICS_FILE,
+    SKIPPED_FILE,
     VALIDATION_FILE,
     Row,
     StepClock,
     Tracker,
     append_rows,
-    console_line,
+    console_text,
     cut_rows,
+    finite,
     peak_memory_gb,
     read_rows,
     replace_rows,
+    tracked,
 )
 from worldtune.training.optimizer import MasterAdamW, learning_rate_factor
 from worldtune.training.order import BatchLayout
@@ -41,11 +52,11 @@ from worldtune.training.sharding import broadcast_replicas, trainable_parameters
 from worldtune.training.signals import StopRequest
 from worldtune.training.state import CheckpointStore, TrainState
 from worldtune.training.task import Task
+from worldtune.training.throughput import peak_flop_per_s, utilization
 
 VERSION = 1
 """Raised when a change of the trainer changes the weights that come out; it enters every attempt's identity."""
 
-MAX_SKIPPED_IN_A_ROW = 20
 CHECKPOINTS = "checkpoints"
 RECENT_STEPS = 20
 LAST_WRITE_S = 600.0
@@ -82,7 +93,7 @@ def train(
     Args:
         recipe: the resolved recipe.
         task: the model on the mesh.
-        attempt: folder of checkpoints, metrics.jsonl and validation.jsonl, shared by all ranks.
+        attempt: folder of checkpoints, metrics.jsonl, validation.jsonl and skipped.jsonl, shared by all ranks.
         mesh: of all ranks.
         device: of this rank.
         stop: this rank's request to stop; any rank's is enough.
@@ -91,8 +102,9 @@ def train(
         about: what checkpoints belong to, such as the hash of the frozen base, which they do not hold.
 
     Raises:
-        WorldtuneError: gradients were not finite many times in a row, a held-out loss was not, a batch is bad, the
-            network's parallel plan is wrong, a checkpoint belongs to something else, or the lease was lost.
+        WorldtuneError: the first loss is out of its band, losses or gradients were not finite too often, a held-out
+            loss was not, a batch is bad, the network's parallel plan is wrong, a checkpoint belongs to something else,
+            or the lease was lost.
         TemporaryError: the disk is too full for the checkpoints.
     """
     trainer = _Trainer(recipe, task, attempt, mesh, device, stop, lease, tracker, about)
@@ -101,6 +113,18 @@ def train(
     finally:
         # Also after an error: what was saved before it shall not be lost with it.
         trainer.store.close(LAST_WRITE_S)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """What the micro-steps of an optimizer step gave."""
+
+    totals: Tensor
+    """Of the global batch, float32 [4]: mean loss and EDM loss, tokens and operations."""
+    losses: Tensor
+    """Of this rank's micro-steps, float32 [A]."""
+    clip_ids: list[str]
+    """Of the global batch, in the order of its sample numbers."""
 
 
 class _Trainer:
@@ -139,6 +163,11 @@ class _Trainer:
             about=about,
         )
         self.recent_step_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        self.groups = parameter_groups(task.trainable, self.parameters)
+        self.skipped = SkippedSteps(recipe.health, attempt, self.layout, self.data_rank)
+        self.data_wait = DataWait(recipe)
+        self.own_data_wait = 0.0
+        self.peak = peak_flop_per_s(device, recipe.training.precision)
 
     def run(self) -> TrainResult:
         last_step = self.recipe.training.max_iter
@@ -162,14 +191,16 @@ class _Trainer:
                 ahead=self.recipe.parallel.encode_ahead,
             )
         self._validate_if_due()
-        stopped = self._agree(torch.zeros((), device=self.device))[2]
-        while self.state.step < last_step and stopped is None:
-            stopped = self._step()
-            if self.state.step % self.recipe.saving.every == 0 or self.state.step == last_step or stopped is not None:
-                self.store.begin(self.state)
-            # A stop has no time for it; the next start makes up for what is due.
-            if stopped is None:
-                self._validate_if_due()
+        stopped = self._agree(torch.zeros(0, device=self.device))[2]
+        with step_progress("step", last_step, done=first_step, is_shown=self.is_main) as self.show:
+            while self.state.step < last_step and stopped is None:
+                stopped = self._step()
+                is_last = self.state.step == last_step or stopped is not None
+                if self.state.step % self.recipe.saving.every == 0 or is_last:
+                    self.store.begin(self.state)
+                # A stop has no time for it; the next start makes up for what is due.
+                if stopped is None:
+                    self._validate_if_due()
         self.store.finish()
         return TrainResult(step=self.state.step, new_steps=self.state.step - first_step, stopped=stopped)
 
@@ -185,7 +216,7 @@ class _Trainer:
             # The newest one is complete before an old one goes.
             self.store.check_space(self.state.num_bytes(), count=1 if resumed else saving.keep_last + 1)
             self._check_lease()
-            for name in (METRICS_FILE, VALIDATION_FILE):
+            for name in (METRICS_FILE, VALIDATION_FILE, SKIPPED_FILE):
                 cut_rows(self.attempt / name, self.state.step)
             logger.info(
                 "%s at step %d of %d; a checkpoint has %.2f GiB",
@@ -198,52 +229,68 @@ class _Trainer:
 
     def _step(self) -> str | None:
         """Make one optimizer step; returns why to stop after it, or None."""
-        step = self.state.step
+        state = self.state
+        step = state.step
         clock = StepClock(self.device)
-        losses, clip_ids, num_tokens = self._accumulate(step, clock)
+        batch = self._accumulate(step, clock)
         gradients = self.gradients.finish()
         if step == self.first_step:
             check_replicas(gradients, self.parameters, self.mesh)
-        norm = global_norm(gradients, self.parameters, self.mesh)
-        grad_norm, is_finite, stopped = self._agree(norm)
+        norms = gradient_norms(gradients, self.parameters, self.mesh, self.groups)
+        measured, is_finite, stopped = self._agree(torch.cat([batch.totals, norms]))
+        loss, edm_loss, tokens, flop, grad_norm, *group_norms = measured
+        by_group = {
+            group: finite(norm) for group, norm in zip(sorted(set(self.groups.values())), group_norms, strict=True)
+        }
+        if self.is_main:
+            self.data_wait.note(self.longest_data_wait)
+        if not is_finite:
+            self._check_lease()
+            groups = [group for group, norm in by_group.items() if norm is None]
+            self.skipped.record(step + 1, losses=batch.losses.tolist(), groups=groups, clip_ids=batch.clip_ids)
+        if step == 0:
+            check_first_loss(edm_loss if is_finite else math.nan, batch.clip_ids, self.recipe.health)
         # The copy reads what the optimizer is about to change.
         self.store.wait_for_copy()
         learning_rate = self.recipe.optimizer.learning_rate * learning_rate_factor(step, self.recipe.schedule)
         if is_finite:
             clip(gradients, grad_norm, self.recipe.optimizer.max_grad_norm)
-            self.state.optimizer.step(gradients, learning_rate)
-            self.state.ema.update(step)
-            self.state.skipped_in_a_row = 0
-        self.state.step += 1
+            state.optimizer.step(gradients, learning_rate)
+            state.ema.update(step)
+        state.skipped += not is_finite
+        state.skipped_in_a_row = 0 if is_finite else state.skipped_in_a_row + 1
+        state.step += 1
         clock.mark("optimizer")
         seconds = clock.finish()
         self.recent_step_s.append(seconds["step_s"])
+        self.own_data_wait = seconds["data_s"] / seconds["step_s"]
         if self.is_main:
-            tokens = num_tokens * self.layout.data
             self._record(
                 {
-                    "step": self.state.step,
-                    "loss": losses[0],
-                    "edm_loss": losses[1],
+                    "step": state.step,
+                    "loss": finite(loss),
+                    "edm_loss": finite(edm_loss),
                     "grad_norm": grad_norm if is_finite else None,
+                    "grad_norm_by_group": by_group,
                     "learning_rate": learning_rate,
                     **seconds,
                     "tokens_per_s": tokens / seconds["step_s"],
+                    "mfu": utilization(flop, seconds["step_s"], num_devices=dist.get_world_size(), peak=self.peak),
                     "peak_memory_gb": peak_memory_gb(self.device),
-                    "clip_ids": clip_ids,
+                    "clip_ids": batch.clip_ids,
                     "time": time.time(),
                 }
             )
         if not is_finite:
-            self._count_skipped(clip_ids)
+            self.skipped.check_limits(state.step, in_a_row=state.skipped_in_a_row, in_all=state.skipped)
         return stopped
 
-    def _accumulate(self, step: int, clock: StepClock) -> tuple[list[float | None], list[str], int]:
-        """Run the micro-steps; returns loss and EDM loss of the global batch, its clips and this row's tokens."""
+    def _accumulate(self, step: int, clock: StepClock) -> _Batch:
+        """Run the micro-steps."""
         accumulation = self.layout.accumulation
-        totals = torch.zeros(2, device=self.device)
+        losses: list[Tensor] = []
         clip_ids: list[list[str]] = []
-        num_tokens = 0
+        work = [0.0, 0.0]
         for micro_step in range(accumulation):
             batch = self.batches.next()
             ordinal = self.layout.ordinals(step, micro_step, self.data_rank)[0]
@@ -254,17 +301,15 @@ class _Trainer:
             (output.loss / accumulation).backward()
             self.gradients.add()
             clock.mark("backward")
-            totals += torch.stack([output.loss.detach(), output.edm_loss.detach()]).float()
+            losses.append(torch.stack([output.loss.detach(), output.edm_loss.detach()]).float())
             clip_ids.append(list(batch["clip_id"]))
-            num_tokens += output.num_tokens
-        return self._global_losses(totals / accumulation), self._global_clip_ids(clip_ids), num_tokens
-
-    def _global_losses(self, losses: Tensor) -> list[float | None]:
+            work = [work[0] + output.num_tokens, work[1] + output.flop]
+        own = torch.stack(losses)
+        sent = [torch.full((), value, dtype=torch.float32, device=self.device) for value in work]
+        totals = torch.cat([own.mean(dim=0) / self.layout.data, torch.stack(sent)])
         if self.layout.data > 1:
-            dist.all_reduce(losses, group=self.mesh.data.get_group())
-            losses = losses / self.layout.data
-        # JSON has no NaN.
-        return [loss if math.isfinite(loss) else None for loss in losses.tolist()]
+            dist.all_reduce(totals, group=self.mesh.data.get_group())
+        return _Batch(totals=totals, losses=own[:, 0], clip_ids=self._global_clip_ids(clip_ids))
 
     def _global_clip_ids(self, clip_ids: list[list[str]]) -> list[str]:
         rows = [clip_ids]
@@ -273,37 +318,23 @@ class _Trainer:
             dist.all_gather_object(rows, clip_ids, group=self.mesh.data.get_group())
         return [clip_id for micro_step in zip(*rows, strict=True) for row in micro_step for clip_id in row]
 
-    def _agree(self, norm: Tensor) -> tuple[float, bool, str | None]:
-        """Return this rank's norm, whether all ranks' are finite, and why to stop if any rank was asked to."""
+    def _agree(self, measured: Tensor) -> tuple[list[float], bool, str | None]:
+        """Return this rank's values, whether all ranks' are finite, and why to stop if any rank was asked to."""
         reason = self.stop.reason()
-        own = [float(reason is not None), float(self.store.failed())]
-        flags = torch.cat([(~torch.isfinite(norm)).float()[None], norm.new_tensor(own)])
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        # Waits for the device, which has nothing to do before the host knows the norm.
-        value, not_finite, stop, failed = torch.cat([norm[None], flags]).tolist()
+        agreement = agree(measured, [float(reason is not None), float(self.store.failed()), self.own_data_wait])
+        stop, failed, data_wait = agreement.largest
         if failed:
             self.store.finish()
-        return value, not not_finite, (reason or "a signal to another rank") if stop else None
-
-    def _count_skipped(self, clip_ids: list[str]) -> None:
-        state = self.state
-        state.skipped += 1
-        state.skipped_in_a_row += 1
-        logger.warning("step %d: the gradient is not finite; no update. Clips: %s", state.step, ", ".join(clip_ids))
-        if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise WorldtuneError(
-                f"the gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row are not finite; the last one, step "
-                f"{state.step}, read the clips {', '.join(clip_ids)}. Look at loss in {self.attempt / METRICS_FILE}: "
-                "lower optimizer.learning_rate if it rose before, else check these clips."
-            )
+        self.longest_data_wait = data_wait
+        return agreement.measured, agreement.is_finite, (reason or "a signal to another rank") if stop else None
 
     def _record(self, row: Row) -> None:
         self._check_lease()
         append_rows(self.attempt / METRICS_FILE, [row])
-        self.tracker.log({key: value for key, value in row.items() if isinstance(value, float)}, row["step"])
+        self.tracker.log({f"train/{key}": value for key, value in tracked(row).items()}, row["step"])
         last_step = self.recipe.training.max_iter
         if row["step"] % self.recipe.logging.console_every == 0 or row["step"] == last_step:
-            logger.info("%s", console_line(row, last_step, median(self.recent_step_s) * (last_step - row["step"])))
+            self.show(row["step"], console_text(row, median(self.recent_step_s) * (last_step - row["step"])))
 
     def _validate_if_due(self) -> None:
         step = self.state.step
