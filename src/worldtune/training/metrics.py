@@ -210,5 +210,9 @@ class WandbTracker:
         self._run.define_metric(f"{kind}/*", step_metric=column)
 
     def finish(self) -> None:
-        """Close the run."""
+        """Close the run, and wait until all of it is written."""
+        import wandb
+
         self._run.finish()
+        # W&B's own process writes, and is else waited for at the interpreter's end, which a training process skips.
+        wandb.teardown()
