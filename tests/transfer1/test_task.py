@@ -17,6 +17,8 @@ from torch.utils.data import default_collate
 from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.mesh import build_mesh
 from worldtune.recipe.estimate import sample_flop
+from worldtune.recipe.schema import Health
+from worldtune.training.health import check_first_loss
 from worldtune.training.inputs import find_inputs
 from worldtune.training.task import Batch
 from worldtune.transfer1.task import Transfer1Task, build_task, other_clips
@@ -55,6 +57,13 @@ def test_only_the_control_branch_learns(tiny_world: Path) -> None:
     assert output.flop == pytest.approx(sample_flop(tiny_recipe(), 3 * 6 * 10))
     assert set(task.load_reports) == {"base", "logvar", "control"}
     assert not task.load_reports["control"].missing
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_random_weights_do_not_pass_for_trained_ones(tiny_world: Path) -> None:
+    batch = batch_of(task := single(tiny_world), 0)
+    with pytest.raises(WorldtuneError, match=r"edm_loss of the first step is 1\.\d+, expected 0\.001 to 1 "):
+        check_first_loss(task.training_loss(batch).edm_loss.item(), batch["clip_id"], Health())
 
 
 @pytest.mark.usefixtures("own_process_group")

@@ -417,13 +417,15 @@ class Health(Section):
     section_affects: ClassVar[Affects] = "nothing"
 
     first_loss_min: NonNegativeFloat = 0.001
-    """Smallest edm_loss of the first step; below it the run ends before its first update. A prediction of real frames
-    leaves far more: next to nothing is left where all frames are given, or the latents are constant."""
+    """Smallest edm_loss of the first step of all; below it the run ends before its first update. A trained base leaves
+    some tenths; next to nothing is left where no frame is left to predict, or the latents are constant."""
     first_loss_max: PositiveFloat = 1.0
-    """Largest edm_loss of the first step. That loss is the squared error without the uncertainty term, which depends on
-    the base's frozen head, times a weight under which what the network has to put out has variance 1 at every noise
-    level, given frames counting 0. So an output of zero has a loss of 1, a trained base less, and an output that knows
-    nothing of its target 1 plus its own variance: other weights, other latents, wrong wiring."""
+    """Largest edm_loss of the first step of all; above it the run ends before its first update. edm_loss is the mean
+    squared error under the objective's weight, without the uncertainty term, whose size is the base's own. The weight
+    turns it into the error of what the network puts out, and that has a target of variance 1 at every noise level. So
+    an output of zero leaves 1, a trained base less, and an output that knows nothing of its target (wrong weights,
+    latents or wiring) 1 plus its own variance. Given frames have no error: where a share of the frames is always given,
+    lower it by that share."""
     max_skipped_in_a_row: PositiveInt = 20
     """The run ends when so many steps in a row had a loss or gradient that is not finite; each makes no update."""
     max_skipped: PositiveInt = 100
