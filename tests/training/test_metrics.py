@@ -2,13 +2,14 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
+from wandb_server import wandb_server
 
-from worldtune.training.metrics import WandbTracker, append_rows, console_text, read_rows
+from worldtune.training.metrics import WandbTracker, append_rows, console_text
 from worldtune.training.tables import last_steps, write_tables
 
 ROW = {
@@ -87,36 +88,54 @@ def records(content: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def test_what_a_restart_repeats_is_sent_to_wandb_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def start(folder: Path, mode: Literal["online", "offline"], steps: range, held_out: int) -> None:
+    """Make steps as the trainer does; the held-out loss of one step is measured before the step after it."""
+    tracker = WandbTracker(
+        mode=mode,
+        project="worldtune",
+        name="toy",
+        identity="abcd",
+        folder=folder,
+        config={},
+        recorded=last_steps(folder),
+    )
+    for step in steps:
+        if step == held_out + 1:
+            append_rows(folder / "validation.jsonl", [{"step": held_out}])
+            tracker.log({"held_out/own": 0.5, "held_out/other": 0.6}, held_out)
+        append_rows(folder / "metrics.jsonl", [{"step": step}])
+        tracker.log({"train/loss": 1.0 / step, "train/grad_norm_by_group/out": 0.5}, step)
+    tracker.finish()
+
+
+def steps_of(rows: list[dict[str, Any]], kind: str, name: str) -> list[int]:
+    return [row[f"{kind}/step"] for row in rows if f"{kind}/{name}" in row]
+
+
+def test_what_a_restart_repeats_is_written_offline_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
-
-    def start(steps: range, held_out: list[int]) -> None:
-        tracker = WandbTracker(
-            mode="offline",
-            project="worldtune",
-            name="toy",
-            identity="abcd",
-            folder=tmp_path,
-            config={},
-            recorded=last_steps(tmp_path),
-        )
-        for step in range(min(held_out[0], steps.start), steps.stop):
-            if step in steps:
-                append_rows(tmp_path / "metrics.jsonl", [{"step": step}])
-                tracker.log({"train/loss": 1.0 / step, "train/grad_norm_by_group/out": 0.5}, step)
-            if step in held_out:
-                append_rows(tmp_path / "validation.jsonl", [{"step": step}])
-                tracker.log({"held_out/own": 0.5, "held_out/other": 0.6}, step)
-        tracker.finish()
-
-    # Killed after step 5, the run begins again at step 3; the held-out loss of step 4 was not reached before.
-    start(range(1, 6), [0])
-    start(range(4, 8), [4])
+    # Killed after step 5, the run begins again behind step 3, whose held-out loss was not reached before.
+    start(tmp_path, "offline", range(1, 6), held_out=0)
+    start(tmp_path, "offline", range(4, 8), held_out=3)
     runs = sorted((tmp_path / "wandb").glob("offline-run-*-abcd"))
     assert len(runs) == 2
     first, second = (history(run) for run in runs)
-    assert [row["held_out/step"] for row in [*first, *second] if "held_out/own" in row] == [0, 4]
-    assert [row["train/step"] for row in first if "train/loss" in row] == [1, 2, 3, 4, 5]
-    assert [row["train/step"] for row in second if "train/loss" in row] == [6, 7]
-    assert first[1]["train/grad_norm_by_group/out"] == 0.5
-    assert read_rows(tmp_path / "metrics.jsonl")
+    assert steps_of(first, "held_out", "own") + steps_of(second, "held_out", "own") == [0, 3]
+    assert steps_of(first, "train", "loss") == [1, 2, 3, 4, 5]
+    assert steps_of(second, "train", "grad_norm_by_group/out") == [6, 7]
+
+
+def test_a_resumed_run_sends_what_the_server_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        start(tmp_path, "online", range(1, 6), held_out=0)
+        assert steps_of(server.history, "train", "loss") == [1, 2, 3, 4, 5]
+        # The process was killed before its last row was sent.
+        server.history.pop()
+        server.summary["train/step"] = 4
+        start(tmp_path, "online", range(4, 8), held_out=3)
+        assert steps_of(server.history, "train", "loss") == [1, 2, 3, 4, 5, 6, 7]
+        assert steps_of(server.history, "held_out", "own") == [0, 3]
+        assert {variables["name"] for variables in server.upserts} == {"abcd"}
