@@ -253,6 +253,13 @@ class CheckpointStore:
         if self._pending is not None and self._pending.copied is not None:
             self._pending.copied.result()
 
+    def in_flight(self) -> bool:
+        """Return whether a checkpoint is being written. Collective, so that all ranks say the same."""
+        pending = [self._pending is not None and not self._pending.written.done()]
+        # Not over the group of the writing threads, which are at work in it.
+        dist.broadcast_object_list(pending, src=0)
+        return pending[0]
+
     def failed(self) -> bool:
         """Return whether the checkpoint in flight is known on this rank to have failed; `finish` says why."""
         written = self._pending.written if self._pending is not None else None

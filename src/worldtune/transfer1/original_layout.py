@@ -6,7 +6,8 @@
 
 The frozen base is not in them, as it is in the original's: its loader takes the base from the released file before it
 reads these. Neither are optimizer and schedule: a run here resumes from its own checkpoints, one there starts from
-these weights (`checkpoint.load_path`). The split rule reads the layout back: checkpoints.control = ".../iter_000001000.pt".
+these weights (`checkpoint.load_path`). The split rule reads the layout back, for a recipe with
+checkpoints.control = ".../iter_000001000.pt".
 """
 
 import logging
