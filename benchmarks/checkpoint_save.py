@@ -28,14 +28,13 @@ import torch.distributed as dist
 from torch import Tensor
 from transfer1_step import GIB, Step, emit, with_blocks, with_layout
 
-from worldtune.kernels.attention import use_kernel
+from worldtune.kernels.attention import fastest_kernel, use_kernel
 from worldtune.parallel.mesh import build_mesh
 from worldtune.recipe.estimate import num_tokens
 from worldtune.recipe.load import load_recipe
 from worldtune.recipe.schema import Recipe
 from worldtune.training.sharding import local
 from worldtune.training.state import CheckpointStore, TrainState
-from worldtune.transfer1.task import choose_attention
 
 
 def timed_step(step: Step) -> float:
@@ -107,11 +106,19 @@ def main() -> None:
     parallel = recipe.parallel
     mesh = build_mesh("cuda", data=parallel.data, context=parallel.context, tensor=parallel.tensor)
     device = torch.device("cuda", torch.cuda.current_device())
-    use_kernel("sdpa")
-    choose_attention(recipe, device)
+    base = recipe.network.base
+    use_kernel(
+        fastest_kernel(
+            num_tokens=num_tokens(recipe),
+            num_heads=base.num_heads // (parallel.tensor * parallel.context),
+            head_channels=base.model_channels // base.num_heads,
+            device=device,
+        )
+    )
     step = Step(recipe, mesh, device, eager=False)
     state = TrainState(step.parameters, step.optimizer, step.ema)
     store = CheckpointStore(arguments.folder, keep_last=1, keep_every=0, lease=None)
+    store.prepare(state)
     step.before_update = store.wait_for_copy
     emit(
         f"{torch.cuda.get_device_name(device)} x {recipe.world_size}, torch {torch.__version__}, {arguments.recipe}: "

@@ -140,7 +140,7 @@ class CheckpointStore:
         self._is_main = dist.get_rank() == 0
         # The writing threads meet in a group of their own, since training's collectives go on meanwhile.
         self._group = dist.new_group(backend="gloo")
-        self._stager: DefaultStager | None = None
+        self._stager: _Stager | None = None
         self._pending: _Pending | None = None
 
     def resume(self, state: TrainState) -> dict[str, Any] | None:
@@ -203,6 +203,14 @@ class CheckpointStore:
         dist.all_gather_object(everyone, mine, group=self._group)
         return sorted(itertools.chain.from_iterable(everyone))
 
+    def prepare(self, state: TrainState) -> None:
+        """Take the main memory for the copies, which a GPU at work would make slow: before the first step."""
+        tensors = state.tensors()
+        self._stager = _Stager(on_cuda=any(tensor.is_cuda for tensor in tensors.values()))
+        copied = self._stager.stage(tensors)
+        if isinstance(copied, Future):
+            copied.result()
+
     def save(self, state: TrainState, extra: Mapping[str, Any] | None = None) -> Path:
         """Write a checkpoint and wait until it is there; see `begin`."""
         path = self.begin(state, extra)
@@ -238,10 +246,11 @@ class CheckpointStore:
         record = {"format": FORMAT, "torch": torch.__version__, "about": self._about, "extra": dict(extra or {})}
         publish = functools.partial(self._publish, partial, path, state.step)
         writer = _Writer(partial, {**record, **state.numbers()}, publish)
-        tensors = state.tensors()
         if self._stager is None:
-            self._stager = _make_stager(on_cuda=any(tensor.is_cuda for tensor in tensors.values()))
-        response = dcp.async_save(tensors, storage_writer=writer, process_group=self._group, async_stager=self._stager)
+            self.prepare(state)
+        response = dcp.async_save(
+            state.tensors(), storage_writer=writer, process_group=self._group, async_stager=self._stager
+        )
         if isinstance(response, AsyncSaveResponse):
             self._pending = _Pending(path, partial, response.staging_completion, response.upload_completion)
         else:
@@ -301,7 +310,7 @@ class CheckpointStore:
             logger.warning("%s is not written after %g s and is given up", self._pending, timeout_s)
         finally:
             if self._stager is not None and self._pending is None:
-                self._stager.close()
+                self._stager.release()
                 self._stager = None
 
     def _publish(self, partial: Path, path: Path, step: int) -> None:
@@ -398,16 +407,25 @@ class _Writer(dcp.FileSystemWriter):
         logger.info("saved step %d, %.2f GiB, in %.1f s", self._record["step"], size, time.monotonic() - self._started)
 
 
-def _make_stager(*, on_cuda: bool) -> DefaultStager:
-    """Return what copies the state into main memory: from a GPU on a stream of its own, beside the next step."""
-    return DefaultStager(
-        StagingOptions(
+class _Stager(DefaultStager):
+    """Copies the state into main memory, and keeps the memory from one checkpoint to the next."""
+
+    def __init__(self, *, on_cuda: bool) -> None:
+        """Copy from a GPU on a stream of its own, beside the next step."""
+        options = StagingOptions(
             use_pinned_memory=on_cuda,
             use_shared_memory=False,
             use_async_staging=on_cuda,
             use_non_blocking_copy=on_cuda,
         )
-    )
+        super().__init__(options)
+
+    def close(self) -> None:
+        """Do nothing: PyTorch before 2.13 closes, after each save, the stager that it was given."""
+
+    def release(self) -> None:
+        """Let the memory go."""
+        super().close()
 
 
 def _named_cause(path: Path, error: BaseException) -> TemporaryError | None:

@@ -144,6 +144,7 @@ class _Trainer:
         last_step = self.recipe.training.max_iter
         self.first_step = first_step = self._resume()
         if first_step < last_step:
+            self.store.prepare(self.state)
             reader = BatchReader(
                 self.task.make_dataset,
                 self.layout,
