@@ -119,7 +119,6 @@ def main() -> None:
     state = TrainState(step.parameters, step.optimizer, step.ema)
     store = CheckpointStore(arguments.folder, keep_last=1, keep_every=0, lease=None)
     store.prepare(state)
-    step.before_update = store.wait_for_copy
     emit(
         f"{torch.cuda.get_device_name(device)} x {recipe.world_size}, torch {torch.__version__}, {arguments.recipe}: "
         f"{num_tokens(recipe)} tokens, {step.base.config.num_blocks} + {step.control.config.num_control_blocks} "

@@ -85,8 +85,6 @@ class Step:
         self.ema = PowerEma(self.optimizer.live, recipe.ema.rates)
         self.gradients = GradientAccumulator(self.parameters, mesh)
         self.number = 0
-        self.before_update: Callable[[], None] = lambda: None
-        """Called when a step is about to change weights."""
         self.latents, self.conditions = self._batch()
 
     def _network(self, kind: Any, config: Any) -> Any:
@@ -138,7 +136,6 @@ class Step:
         gradients = self.gradients.finish()
         norm = global_norm(gradients, self.parameters, self.mesh).item()
         clip(gradients, norm, self.recipe.optimizer.max_grad_norm)
-        self.before_update()
         self.optimizer.step(gradients, 1e-5)
         self.ema.update(self.number)
         self.number += 1

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as TorchFuture
 
@@ -140,7 +139,7 @@ class CheckpointStore:
         self._is_main = dist.get_rank() == 0
         # The writing threads meet in a group of their own, since training's collectives go on meanwhile.
         self._group = dist.new_group(backend="gloo")
-        self._stager: _Stager | None = None
+        self._stager: BlockingAsyncStager | None = None
         self._pending: _Pending | None = None
 
     def resume(self, state: TrainState) -> dict[str, Any] | None:
@@ -204,12 +203,12 @@ class CheckpointStore:
         return sorted(itertools.chain.from_iterable(everyone))
 
     def prepare(self, state: TrainState) -> None:
-        """Take the main memory for the copies, which a GPU at work would make slow: before the first step."""
+        """Take the main memory for copies of the state, once: a GPU at work would hold that up for minutes."""
         tensors = state.tensors()
-        self._stager = _Stager(on_cuda=any(tensor.is_cuda for tensor in tensors.values()))
-        copied = self._stager.stage(tensors)
-        if isinstance(copied, Future):
-            copied.result()
+        on_cuda = any(tensor.is_cuda for tensor in tensors.values())
+        self._stager = BlockingAsyncStager(cache_staged_state_dict=on_cuda)
+        if on_cuda:
+            self._stager.stage(tensors)
 
     def save(self, state: TrainState, extra: Mapping[str, Any] | None = None) -> Path:
         """Write a checkpoint and wait until it is there; see `begin`."""
@@ -220,7 +219,7 @@ class CheckpointStore:
     def begin(self, state: TrainState, extra: Mapping[str, Any] | None = None) -> Path:
         """Start to write a checkpoint of `state` unless there is one; those that need not be kept are then removed.
 
-        The state may be changed as soon as `wait_for_copy` has returned. A checkpoint that is still being written is
+        The state has been copied and may be changed when this returns. A checkpoint that is still being written is
         waited for first.
 
         Args:
@@ -248,19 +247,12 @@ class CheckpointStore:
         writer = _Writer(partial, {**record, **state.numbers()}, publish)
         if self._stager is None:
             self.prepare(state)
-        response = dcp.async_save(
+        written = dcp.async_save(
             state.tensors(), storage_writer=writer, process_group=self._group, async_stager=self._stager
         )
-        if isinstance(response, AsyncSaveResponse):
-            self._pending = _Pending(path, partial, response.staging_completion, response.upload_completion)
-        else:
-            self._pending = _Pending(path, partial, None, response)
+        assert isinstance(written, Future)
+        self._pending = _Pending(path, partial, written)
         return path
-
-    def wait_for_copy(self) -> None:
-        """Return when the state that is being saved may be changed."""
-        if self._pending is not None and self._pending.copied is not None:
-            self._pending.copied.result()
 
     def in_flight(self) -> bool:
         """Return whether a checkpoint is being written. Collective, so that all ranks say the same."""
@@ -303,15 +295,11 @@ class CheckpointStore:
         self._pending = None
 
     def close(self, timeout_s: float) -> None:
-        """Give the checkpoint in flight so many seconds to become whole, and let the memory of copies go."""
+        """Give the checkpoint in flight so many seconds to become whole."""
         try:
             self.finish(timeout_s)
         except TimeoutError:
             logger.warning("%s is not written after %g s and is given up", self._pending, timeout_s)
-        finally:
-            if self._stager is not None and self._pending is None:
-                self._stager.release()
-                self._stager = None
 
     def _publish(self, partial: Path, path: Path, step: int) -> None:
         """Make a checkpoint whose files are all written appear under its name; called in rank 0's writing thread."""
@@ -347,8 +335,6 @@ class _Pending:
 
     path: Path
     partial: Path
-    copied: Future[None] | None
-    """None where the copy was made before `begin` returned."""
     written: Future[Any]
 
 
@@ -405,27 +391,6 @@ class _Writer(dcp.FileSystemWriter):
         self._publish()
         size = sum(sizes.values()) / 2**30
         logger.info("saved step %d, %.2f GiB, in %.1f s", self._record["step"], size, time.monotonic() - self._started)
-
-
-class _Stager(DefaultStager):
-    """Copies the state into main memory, and keeps the memory from one checkpoint to the next."""
-
-    def __init__(self, *, on_cuda: bool) -> None:
-        """Copy from a GPU on a stream of its own, beside the next step."""
-        options = StagingOptions(
-            use_pinned_memory=on_cuda,
-            use_shared_memory=False,
-            use_async_staging=on_cuda,
-            use_non_blocking_copy=on_cuda,
-        )
-        super().__init__(options)
-
-    def close(self) -> None:
-        """Do nothing: PyTorch before 2.13 closes, after each save, the stager that it was given."""
-
-    def release(self) -> None:
-        """Let the memory go."""
-        super().close()
 
 
 def _named_cause(path: Path, error: BaseException) -> TemporaryError | None:

@@ -207,8 +207,6 @@ class _Trainer:
             check_replicas(gradients, self.parameters, self.mesh)
         norm = global_norm(gradients, self.parameters, self.mesh)
         grad_norm, is_finite, stopped = self._agree(norm)
-        # The copy reads what the optimizer is about to change.
-        self.store.wait_for_copy()
         learning_rate = self.recipe.optimizer.learning_rate * learning_rate_factor(step, self.recipe.schedule)
         if is_finite:
             clip(gradients, grad_norm, self.recipe.optimizer.max_grad_norm)
