@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as TorchFuture
 
@@ -140,7 +139,7 @@ class CheckpointStore:
         self._is_main = dist.get_rank() == 0
         # The writing threads meet in a group of their own, since training's collectives go on meanwhile.
         self._group = dist.new_group(backend="gloo")
-        self._stager: DefaultStager | None = None
+        self._stager: BlockingAsyncStager | None = None
         self._pending: _Pending | None = None
 
     def resume(self, state: TrainState) -> dict[str, Any] | None:
@@ -203,6 +202,14 @@ class CheckpointStore:
         dist.all_gather_object(everyone, mine, group=self._group)
         return sorted(itertools.chain.from_iterable(everyone))
 
+    def prepare(self, state: TrainState) -> None:
+        """Take the main memory for copies of the state, once: a GPU at work would hold that up for minutes."""
+        tensors = state.tensors()
+        on_cuda = any(tensor.is_cuda for tensor in tensors.values())
+        self._stager = BlockingAsyncStager(cache_staged_state_dict=on_cuda)
+        if on_cuda:
+            self._stager.stage(tensors)
+
     def save(self, state: TrainState, extra: Mapping[str, Any] | None = None) -> Path:
         """Write a checkpoint and wait until it is there; see `begin`."""
         path = self.begin(state, extra)
@@ -212,7 +219,7 @@ class CheckpointStore:
     def begin(self, state: TrainState, extra: Mapping[str, Any] | None = None) -> Path:
         """Start to write a checkpoint of `state` unless there is one; those that need not be kept are then removed.
 
-        The state may be changed as soon as `wait_for_copy` has returned. A checkpoint that is still being written is
+        The state has been copied and may be changed when this returns. A checkpoint that is still being written is
         waited for first.
 
         Args:
@@ -238,20 +245,21 @@ class CheckpointStore:
         record = {"format": FORMAT, "torch": torch.__version__, "about": self._about, "extra": dict(extra or {})}
         publish = functools.partial(self._publish, partial, path, state.step)
         writer = _Writer(partial, {**record, **state.numbers()}, publish)
-        tensors = state.tensors()
         if self._stager is None:
-            self._stager = _make_stager(on_cuda=any(tensor.is_cuda for tensor in tensors.values()))
-        response = dcp.async_save(tensors, storage_writer=writer, process_group=self._group, async_stager=self._stager)
-        if isinstance(response, AsyncSaveResponse):
-            self._pending = _Pending(path, partial, response.staging_completion, response.upload_completion)
-        else:
-            self._pending = _Pending(path, partial, None, response)
+            self.prepare(state)
+        written = dcp.async_save(
+            state.tensors(), storage_writer=writer, process_group=self._group, async_stager=self._stager
+        )
+        assert isinstance(written, Future)
+        self._pending = _Pending(path, partial, written)
         return path
 
-    def wait_for_copy(self) -> None:
-        """Return when the state that is being saved may be changed."""
-        if self._pending is not None and self._pending.copied is not None:
-            self._pending.copied.result()
+    def in_flight(self) -> bool:
+        """Return whether a checkpoint is being written. Collective, so that all ranks say the same."""
+        pending = [self._pending is not None and not self._pending.written.done()]
+        # Not over the group of the writing threads, which are at work in it.
+        dist.broadcast_object_list(pending, src=0)
+        return pending[0]
 
     def failed(self) -> bool:
         """Return whether the checkpoint in flight is known on this rank to have failed; `finish` says why."""
@@ -287,15 +295,11 @@ class CheckpointStore:
         self._pending = None
 
     def close(self, timeout_s: float) -> None:
-        """Give the checkpoint in flight so many seconds to become whole, and let the memory of copies go."""
+        """Give the checkpoint in flight so many seconds to become whole."""
         try:
             self.finish(timeout_s)
         except TimeoutError:
             logger.warning("%s is not written after %g s and is given up", self._pending, timeout_s)
-        finally:
-            if self._stager is not None and self._pending is None:
-                self._stager.close()
-                self._stager = None
 
     def _publish(self, partial: Path, path: Path, step: int) -> None:
         """Make a checkpoint whose files are all written appear under its name; called in rank 0's writing thread."""
@@ -331,8 +335,6 @@ class _Pending:
 
     path: Path
     partial: Path
-    copied: Future[None] | None
-    """None where the copy was made before `begin` returned."""
     written: Future[Any]
 
 
@@ -389,18 +391,6 @@ class _Writer(dcp.FileSystemWriter):
         self._publish()
         size = sum(sizes.values()) / 2**30
         logger.info("saved step %d, %.2f GiB, in %.1f s", self._record["step"], size, time.monotonic() - self._started)
-
-
-def _make_stager(*, on_cuda: bool) -> DefaultStager:
-    """Return what copies the state into main memory: from a GPU on a stream of its own, beside the next step."""
-    return DefaultStager(
-        StagingOptions(
-            use_pinned_memory=on_cuda,
-            use_shared_memory=False,
-            use_async_staging=on_cuda,
-            use_non_blocking_copy=on_cuda,
-        )
-    )
 
 
 def _named_cause(path: Path, error: BaseException) -> TemporaryError | None:

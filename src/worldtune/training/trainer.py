@@ -127,6 +127,21 @@ class _Batch:
     """Of the global batch, in the order of its sample numbers."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """A step's numbers on the host. What is decided from the last two is the same on all ranks."""
+
+    loss: float
+    edm_loss: float
+    tokens: float
+    flop: float
+    grad_norm: float
+    grad_norm_by_group: dict[str, float | None]
+    """None where it is not finite."""
+    is_finite: bool
+    stopped: str | None
+
+
 class _Trainer:
     def __init__(
         self,
@@ -173,6 +188,7 @@ class _Trainer:
         last_step = self.recipe.training.max_iter
         self.first_step = first_step = self._resume()
         if first_step < last_step:
+            self.store.prepare(self.state)
             reader = BatchReader(
                 self.task.make_dataset,
                 self.layout,
@@ -236,54 +252,70 @@ class _Trainer:
         gradients = self.gradients.finish()
         if step == self.first_step:
             check_replicas(gradients, self.parameters, self.mesh)
-        norms = gradient_norms(gradients, self.parameters, self.mesh, self.groups)
-        measured, is_finite, stopped = self._agree(torch.cat([batch.totals, norms]))
-        loss, edm_loss, tokens, flop, grad_norm, *group_norms = measured
-        by_group = {
-            group: finite(norm) for group, norm in zip(sorted(set(self.groups.values())), group_norms, strict=True)
-        }
-        if self.is_main:
-            self.data_wait.note(self.longest_data_wait)
-        if not is_finite:
-            self._check_lease()
-            groups = [group for group, norm in by_group.items() if norm is None]
-            self.skipped.record(step + 1, losses=batch.losses.tolist(), groups=groups, clip_ids=batch.clip_ids)
-        if step == 0:
-            check_first_loss(edm_loss if is_finite else math.nan, batch.clip_ids, self.recipe.health)
-        # The copy reads what the optimizer is about to change.
-        self.store.wait_for_copy()
+        measured = self._measure(batch, gradients)
+        self._watch(step, batch, measured)
         learning_rate = self.recipe.optimizer.learning_rate * learning_rate_factor(step, self.recipe.schedule)
-        if is_finite:
-            clip(gradients, grad_norm, self.recipe.optimizer.max_grad_norm)
+        if measured.is_finite:
+            clip(gradients, measured.grad_norm, self.recipe.optimizer.max_grad_norm)
             state.optimizer.step(gradients, learning_rate)
             state.ema.update(step)
-        state.skipped += not is_finite
-        state.skipped_in_a_row = 0 if is_finite else state.skipped_in_a_row + 1
+        state.skipped += not measured.is_finite
+        state.skipped_in_a_row = 0 if measured.is_finite else state.skipped_in_a_row + 1
         state.step += 1
         clock.mark("optimizer")
         seconds = clock.finish()
         self.recent_step_s.append(seconds["step_s"])
         self.own_data_wait = seconds["data_s"] / seconds["step_s"]
         if self.is_main:
+            num_devices = dist.get_world_size()
             self._record(
                 {
                     "step": state.step,
-                    "loss": finite(loss),
-                    "edm_loss": finite(edm_loss),
-                    "grad_norm": grad_norm if is_finite else None,
-                    "grad_norm_by_group": by_group,
+                    "loss": finite(measured.loss),
+                    "edm_loss": finite(measured.edm_loss),
+                    "grad_norm": measured.grad_norm if measured.is_finite else None,
+                    "grad_norm_by_group": measured.grad_norm_by_group,
                     "learning_rate": learning_rate,
                     **seconds,
-                    "tokens_per_s": tokens / seconds["step_s"],
-                    "mfu": utilization(flop, seconds["step_s"], num_devices=dist.get_world_size(), peak=self.peak),
+                    "tokens_per_s": measured.tokens / seconds["step_s"],
+                    "mfu": utilization(measured.flop, seconds["step_s"], num_devices=num_devices, peak=self.peak),
                     "peak_memory_gb": peak_memory_gb(self.device),
                     "clip_ids": batch.clip_ids,
                     "time": time.time(),
                 }
             )
-        if not is_finite:
+        if not measured.is_finite:
             self.skipped.check_limits(state.step, in_a_row=state.skipped_in_a_row, in_all=state.skipped)
-        return stopped
+        return measured.stopped
+
+    def _measure(self, batch: _Batch, gradients: Mapping[str, Tensor]) -> _Measured:
+        """Bring the step's numbers to the host, and agree with all ranks on what follows from them."""
+        norms = gradient_norms(gradients, self.parameters, self.mesh, self.groups)
+        values, is_finite, stopped = self._agree(torch.cat([batch.totals, norms]))
+        loss, edm_loss, tokens, flop, grad_norm, *group_norms = values
+        names = sorted(set(self.groups.values()))
+        return _Measured(
+            loss=loss,
+            edm_loss=edm_loss,
+            tokens=tokens,
+            flop=flop,
+            grad_norm=grad_norm,
+            grad_norm_by_group={name: finite(norm) for name, norm in zip(names, group_norms, strict=True)},
+            is_finite=is_finite,
+            stopped=stopped,
+        )
+
+    def _watch(self, step: int, batch: _Batch, measured: _Measured) -> None:
+        """Look whether the run is well, before the update after 0-based step `step`."""
+        if self.is_main:
+            self.data_wait.note(self.longest_data_wait)
+        if not measured.is_finite:
+            self._check_lease()
+            groups = [group for group, norm in measured.grad_norm_by_group.items() if norm is None]
+            self.skipped.record(step + 1, losses=batch.losses.tolist(), groups=groups, clip_ids=batch.clip_ids)
+        if step == 0:
+            edm_loss = measured.edm_loss if measured.is_finite else math.nan
+            check_first_loss(edm_loss, batch.clip_ids, self.recipe.health)
 
     def _accumulate(self, step: int, clock: StepClock) -> _Batch:
         """Run the micro-steps."""
