@@ -51,8 +51,9 @@ from worldtune.training.random import seed_default_generators
 from worldtune.training.sharding import broadcast_replicas, trainable_parameters
 from worldtune.training.signals import StopRequest
 from worldtune.training.state import CheckpointStore, TrainState
+from worldtune.training.steps import StepBatch, StepNumbers
 from worldtune.training.task import Task
-from worldtune.training.throughput import peak_flop_per_s, utilization
+from worldtune.training.throughput import peak_flop_per_s
 
 VERSION = 1
 """Raised when a change of the trainer changes the weights that come out; it enters every attempt's identity."""
@@ -113,33 +114,6 @@ def train(
     finally:
         # Also after an error: what was saved before it shall not be lost with it.
         trainer.store.close(LAST_WRITE_S)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """What the micro-steps of an optimizer step gave."""
-
-    totals: Tensor
-    """Of the global batch, float32 [4]: mean loss and EDM loss, tokens and operations."""
-    losses: Tensor
-    """Of this rank's micro-steps, float32 [A]."""
-    clip_ids: list[str]
-    """Of the global batch, in the order of its sample numbers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """A step's numbers on the host. What is decided from the last two is the same on all ranks."""
-
-    loss: float
-    edm_loss: float
-    tokens: float
-    flop: float
-    grad_norm: float
-    grad_norm_by_group: dict[str, float | None]
-    """None where it is not finite."""
-    is_finite: bool
-    stopped: str | None
 
 
 class _Trainer:
@@ -252,49 +226,42 @@ class _Trainer:
         gradients = self.gradients.finish()
         if step == self.first_step:
             check_replicas(gradients, self.parameters, self.mesh)
-        measured = self._measure(batch, gradients)
-        self._watch(step, batch, measured)
+        numbers = self._measure(batch, gradients)
+        self._watch(step, batch, numbers)
         learning_rate = self.recipe.optimizer.learning_rate * learning_rate_factor(step, self.recipe.schedule)
-        if measured.is_finite:
-            clip(gradients, measured.grad_norm, self.recipe.optimizer.max_grad_norm)
+        if numbers.is_finite:
+            clip(gradients, numbers.grad_norm, self.recipe.optimizer.max_grad_norm)
             state.optimizer.step(gradients, learning_rate)
             state.ema.update(step)
-        state.skipped += not measured.is_finite
-        state.skipped_in_a_row = 0 if measured.is_finite else state.skipped_in_a_row + 1
+        state.skipped += not numbers.is_finite
+        state.skipped_in_a_row = 0 if numbers.is_finite else state.skipped_in_a_row + 1
         state.step += 1
         clock.mark("optimizer")
         seconds = clock.finish()
         self.recent_step_s.append(seconds["step_s"])
         self.own_data_wait = seconds["data_s"] / seconds["step_s"]
         if self.is_main:
-            num_devices = dist.get_world_size()
             self._record(
                 {
                     "step": state.step,
-                    "loss": finite(measured.loss),
-                    "edm_loss": finite(measured.edm_loss),
-                    "grad_norm": measured.grad_norm if measured.is_finite else None,
-                    "grad_norm_by_group": measured.grad_norm_by_group,
+                    **numbers.row(num_devices=dist.get_world_size(), peak=self.peak, seconds=seconds),
                     "learning_rate": learning_rate,
-                    **seconds,
-                    "tokens_per_s": measured.tokens / seconds["step_s"],
-                    "mfu": utilization(measured.flop, seconds["step_s"], num_devices=num_devices, peak=self.peak),
                     "peak_memory_gb": peak_memory_gb(self.device),
                     "clip_ids": batch.clip_ids,
                     "time": time.time(),
                 }
             )
-        if not measured.is_finite:
+        if not numbers.is_finite:
             self.skipped.check_limits(state.step, in_a_row=state.skipped_in_a_row, in_all=state.skipped)
-        return measured.stopped
+        return numbers.stopped
 
-    def _measure(self, batch: _Batch, gradients: Mapping[str, Tensor]) -> _Measured:
+    def _measure(self, batch: StepBatch, gradients: Mapping[str, Tensor]) -> StepNumbers:
         """Bring the step's numbers to the host, and agree with all ranks on what follows from them."""
         norms = gradient_norms(gradients, self.parameters, self.mesh, self.groups)
         values, is_finite, stopped = self._agree(torch.cat([batch.totals, norms]))
         loss, edm_loss, tokens, flop, grad_norm, *group_norms = values
         names = sorted(set(self.groups.values()))
-        return _Measured(
+        return StepNumbers(
             loss=loss,
             edm_loss=edm_loss,
             tokens=tokens,
@@ -305,19 +272,19 @@ class _Trainer:
             stopped=stopped,
         )
 
-    def _watch(self, step: int, batch: _Batch, measured: _Measured) -> None:
+    def _watch(self, step: int, batch: StepBatch, numbers: StepNumbers) -> None:
         """Look whether the run is well, before the update after 0-based step `step`."""
         if self.is_main:
             self.data_wait.note(self.longest_data_wait)
-        if not measured.is_finite:
+        if not numbers.is_finite:
             self._check_lease()
-            groups = [group for group, norm in measured.grad_norm_by_group.items() if norm is None]
+            groups = [group for group, norm in numbers.grad_norm_by_group.items() if norm is None]
             self.skipped.record(step + 1, losses=batch.losses.tolist(), groups=groups, clip_ids=batch.clip_ids)
         if step == 0:
-            edm_loss = measured.edm_loss if measured.is_finite else math.nan
+            edm_loss = numbers.edm_loss if numbers.is_finite else math.nan
             check_first_loss(edm_loss, batch.clip_ids, self.recipe.health)
 
-    def _accumulate(self, step: int, clock: StepClock) -> _Batch:
+    def _accumulate(self, step: int, clock: StepClock) -> StepBatch:
         """Run the micro-steps."""
         accumulation = self.layout.accumulation
         losses: list[Tensor] = []
@@ -341,7 +308,7 @@ class _Trainer:
         totals = torch.cat([own.mean(dim=0) / self.layout.data, torch.stack(sent)])
         if self.layout.data > 1:
             dist.all_reduce(totals, group=self.mesh.data.get_group())
-        return _Batch(totals=totals, losses=own[:, 0], clip_ids=self._global_clip_ids(clip_ids))
+        return StepBatch(totals=totals, losses=own[:, 0], clip_ids=self._global_clip_ids(clip_ids))
 
     def _global_clip_ids(self, clip_ids: list[list[str]]) -> list[str]:
         rows = [clip_ids]
