@@ -431,8 +431,8 @@ class Health(Section):
     max_skipped: PositiveInt = 100
     """The run ends when so many steps since step 0 had one."""
     max_data_wait: float = Field(default=0.05, gt=0.0, le=1.0)
-    """Share of the step time that the slowest rank may wait for data before the trainer warns: the mean over 20
-    steps, not the first ones after a start."""
+    """Share of the step time that the slowest rank may wait for data, read and encoded, before the trainer warns: the
+    mean over 20 steps, not the first ones after a start."""
 
 
 class Cluster(Section):

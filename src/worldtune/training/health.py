@@ -43,16 +43,16 @@ def agree(measured: Tensor, flags: Sequence[float]) -> Agreement:
     Everything goes in one exchange and one wait for the device, which has nothing to do before the host knows them.
 
     Args:
-        measured: losses and gradient norms, float32 [N], N >= 0.
+        measured: losses and gradient norms, float32 of any shape, or none.
         flags: finite numbers of this rank, equally many on all ranks.
     """
     # Filled on the device: to send them there, the host would wait a first time.
     sent = [torch.full((), flag, dtype=torch.float32, device=measured.device) for flag in flags]
     shared = torch.stack([(~torch.isfinite(measured)).any().float(), *sent])
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    values = torch.cat([measured, shared]).tolist()
-    not_finite, *largest = values[len(measured) :]
-    return Agreement(measured=values[: len(measured)], is_finite=not not_finite, largest=largest)
+    values = torch.cat([measured.flatten(), shared]).tolist()
+    not_finite, *largest = values[measured.numel() :]
+    return Agreement(measured=values[: measured.numel()], is_finite=not not_finite, largest=largest)
 
 
 def check_first_loss(edm_loss: float, clip_ids: Sequence[str], config: Health) -> None:
