@@ -54,13 +54,21 @@ class Job:
         self.num_built += 1
         return ToyTask(recipe, mesh, self.events)
 
-    def __call__(self, recipe: Recipe, *, has_overrides: bool = False, manifest: Path | None = None) -> int:
+    def __call__(
+        self,
+        recipe: Recipe,
+        *,
+        has_overrides: bool = False,
+        manifest: Path | None = None,
+        preflight_only: bool = False,
+    ) -> int:
         return run_training(
             recipe,
             self.folder,
             self.build,
             has_overrides=has_overrides,
             manifest=manifest,
+            preflight_only=preflight_only,
             datasets=self.folder,
             checkpoints=self.folder,
         )
