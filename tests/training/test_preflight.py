@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 from test_resume import assert_same_weights, metrics
-from test_run import Job, job  # noqa: F401
+from toy_job import Job
 from trainer_toy import ToyTask, exit_codes, start_ranks, toy_recipe
 
 from worldtune.common.errors import WorldtuneError
@@ -40,7 +40,7 @@ def test_a_run_with_it_equals_one_without(tmp_path: Path, layout: dict[str, int]
     assert_same_weights(tmp_path / "without", tmp_path / "with", 8)
 
 
-def test_what_is_recorded(job: Job, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+def test_what_is_recorded(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     recipe = toy_recipe(training__precision="bfloat16")
     caplog.set_level("INFO")
     assert job(recipe, preflight_only=True) == 0
@@ -68,7 +68,7 @@ def test_what_is_recorded(job: Job, caplog: pytest.LogCaptureFixture) -> None:  
 
 
 def test_it_is_made_once_and_again_under_another_layout_or_code(
-    job: Job,  # noqa: F811
+    job: Job,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counted = []
@@ -97,7 +97,7 @@ def test_it_is_made_once_and_again_under_another_layout_or_code(
     assert max(row["step"] for row in read_rows(job.attempts()[0] / "metrics.jsonl")) == 8
 
 
-def test_a_recipe_with_overrides_leaves_the_runs_own_alone(job: Job) -> None:  # noqa: F811
+def test_a_recipe_with_overrides_leaves_the_runs_own_alone(job: Job) -> None:
     write_json(job.folder / "preflight.json", {"of": "the run's own recipe"})
     assert job(toy_recipe(), has_overrides=True, preflight_only=True) == 0
     assert read_json(job.folder / "preflight.json") == {"of": "the run's own recipe"}
@@ -105,7 +105,7 @@ def test_a_recipe_with_overrides_leaves_the_runs_own_alone(job: Job) -> None:  #
 
 
 def test_a_batch_that_does_not_fit_ends_the_job_for_good(
-    job: Job,  # noqa: F811
+    job: Job,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(_task: ToyTask, _batch: Batch) -> LossOutput:
@@ -122,7 +122,7 @@ def test_a_batch_that_does_not_fit_ends_the_job_for_good(
     assert job.num_built == 1
 
 
-def test_it_leaves_the_default_generators_alone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_it_leaves_the_default_generators_alone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ToyTask.training_loss
 
     def drawing(task: ToyTask, batch: Batch) -> LossOutput:
@@ -130,7 +130,7 @@ def test_it_leaves_the_default_generators_alone(job: Job, monkeypatch: pytest.Mo
         return before(task, batch)
 
     monkeypatch.setattr(ToyTask, "training_loss", drawing)
-    # What building the network leaves is the same each time.
+    # Building the network leaves the same each time; the second call finds the record and measures nothing.
     job(toy_recipe(), preflight_only=True)
     measured = torch.get_rng_state()
     job(toy_recipe(), preflight_only=True)

@@ -2,8 +2,8 @@
 
 What a layout decides is counted exactly: weights, masters, moments, averages, gradients. What the compiler and the
 kernels decide, the activations, is counted in token streams (tokens of a rank x width x bytes of a value), by numbers
-that were fitted to measured peaks of compiled blocks (benchmarks/README.md); tests/recipe/test_memory.py holds the count
-against each of them.
+that were fitted to measured peaks of compiled blocks (benchmarks/README.md); tests/recipe/test_memory.py compares it
+with each of them.
 """
 
 import math
