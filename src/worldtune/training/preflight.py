@@ -114,6 +114,8 @@ class Preflight:
         recorded = [self._lease is not None and self._is_recorded()]
         dist.broadcast_object_list(recorded, src=0)
         if recorded[0]:
+            if self.only and self._lease is not None:
+                self._tell(read_json(self._path))
             return
         memory = DeviceMemory(self._device)
         batch: Batch = {}
@@ -131,7 +133,7 @@ class Preflight:
         record = self._record(task, state, timing, peak, shapes)
         self._lease.check()
         write_json(self._path, record)
-        self._tell(record, timing)
+        self._tell(record)
 
     def _is_recorded(self) -> bool:
         return self._path.exists() and read_json(self._path).get("key") == self._key
@@ -179,15 +181,16 @@ class Preflight:
             "predicted": predict(recipe, timing, from_step=state.step, num_clips=len(task.measured_clip_ids)),
         }
 
-    def _tell(self, record: Mapping[str, Any], timing: Timing) -> None:
-        memory, predicted = record["memory_gib"], record["predicted"]
+    def _tell(self, record: Mapping[str, Any]) -> None:
+        memory, seconds, predicted = record["memory_gib"], record["seconds"], record["predicted"]
         of_device = f" of {memory['device']:.1f}" if memory["device"] else ""
         mfu = f", {record['mfu']:.1%} MFU" if record["mfu"] else ""
         logger.info(
             "preflight: %s tokens at the largest shape, %.2f s/step after %.1f s for the first%s, peak %.1f%s GiB; "
             "steps %d to %d would take %.2f h at this shape and measurements %.2f h, together about %d jobs of %d "
             "minutes (%s)",
-            *(f"{timing.num_tokens:,}", timing.step_s, timing.first_step_s, mfu, memory["peak"], of_device),
+            *(f"{record['largest_batch']['tokens']:,}", seconds["step"], seconds["first_step"], mfu),
+            *(memory["peak"], of_device),
             *(predicted["from_step"], predicted["to_step"], predicted["training_h"], predicted["validation_h"]),
             *(predicted["jobs"], self._recipe.cluster.runtime_minutes, self._path),
         )
