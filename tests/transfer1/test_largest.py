@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +80,43 @@ def test_a_run_that_was_measured_before_equals_one_that_was_not(
     assert code == 0
     assert not list(tmp_path.rglob("preflight.json"))
     assert results(tmp_path / "tiny_run") == results(trained_run)
+
+
+RANK_PROGRAM = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from tiny_world import tiny_recipe
+from worldtune.training.preflight import Preflight
+from worldtune.training.run import run_training
+from worldtune.transfer1.task import build_task
+
+root, run_dir, measured_before = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] == "measured"
+if not measured_before:
+    Preflight.run = lambda *_arguments: None
+run_training(
+    tiny_recipe(parallel={"context": 2, "shard": "both"}),
+    run_dir,
+    build_task,
+    has_overrides=False,
+    manifest=None,
+    preflight_only=False,
+    datasets=root / "datasets",
+    checkpoints=root / "checkpoints",
+)
+"""
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_left_as_they_are(tiny_world: Path, tmp_path: Path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(RANK_PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    for name in ("measured", "not_measured"):
+        arguments = [str(Path(__file__).parent), str(tiny_world), str(tmp_path / name / "run"), name]
+        subprocess.run([*command, *arguments], check=True, timeout=300)
+    (record,) = (tmp_path / "measured").rglob("preflight.json")
+    assert read_json(record)["parallel"]["shard"] == "both"
+    assert not list((tmp_path / "not_measured").rglob("preflight.json"))
+    assert results(tmp_path / "measured/run") == results(tmp_path / "not_measured/run")
