@@ -10,6 +10,7 @@ from trainer_toy import ToyTask, exit_codes, start_ranks, toy_recipe
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json, write_json
 from worldtune.recipe.schema import Recipe
+from worldtune.training.hardware import DeviceMemory, peak_tflops
 from worldtune.training.metrics import read_rows
 from worldtune.training.preflight import Timing, predict
 from worldtune.training.state import complete_steps
@@ -60,6 +61,7 @@ def test_what_is_recorded(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     assert record["memory_gib"]["device"] is None
     assert record["predicted"]["to_step"] == 8
     assert record["predicted"]["jobs"] == 1
+    assert record["memory_gib"]["counted"] is None
     # It trained nothing.
     assert not (attempt / "metrics.jsonl").exists()
     assert not (attempt / "manifest.json").exists()
@@ -135,6 +137,39 @@ def test_it_leaves_the_default_generators_alone(job: Job, monkeypatch: pytest.Mo
     measured = torch.get_rng_state()
     job(toy_recipe(), preflight_only=True)
     assert torch.equal(torch.get_rng_state(), measured)
+
+
+def test_a_gpu_that_is_nearly_full_is_told(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    peak = {"peak": 77.9, "reserved": 78.2, "outside": 0.6, "device": 79.1}
+    monkeypatch.setattr(DeviceMemory, "max_over_ranks", lambda _self: peak)
+    assert job(toy_recipe(), preflight_only=True) == 0
+    assert "the largest batch leaves 0.6 of 79.1 GiB" in caplog.text
+    assert "set encode_ahead = false, recompute more" in caplog.text
+    record = read_json(job.folder / "preflight.json")["memory_gib"]
+    assert {**peak, "counted": record["counted"]} == record
+    assert record["counted"] > 0
+    caplog.clear()
+    peak["peak"] = 70.0
+    assert job(toy_recipe(training__gradient_accumulation=1, training__micro_batch_size=4), preflight_only=True) == 0
+    assert "the largest batch leaves" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H200", 989.0),
+        ("NVIDIA GH200 480GB", 989.0),
+        ("NVIDIA GB200", 2500.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("x86_64 CPU", None),
+    ],
+)
+def test_the_rate_of_a_gpu_goes_by_its_name(name: str, rate: float | None) -> None:
+    assert peak_tflops(name) == rate
 
 
 def timing(**values: Any) -> Timing:

@@ -23,6 +23,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import digest, read_json, write_json
 from worldtune.parallel.mesh import Mesh
 from worldtune.recipe.estimate import sample_flop
+from worldtune.recipe.memory import gpu_memory
 from worldtune.recipe.schema import Recipe
 from worldtune.training.data import Prefetcher
 from worldtune.training.gradients import GradientAccumulator, clip, global_norm
@@ -164,7 +165,8 @@ class Preflight:
             "parallel": recipe.parallel.model_dump(mode="json"),
             "checks": dict(task.start_checks),
             "largest_batch": {"shapes": dict(shapes), "tokens": timing.num_tokens},
-            "memory_gib": dict(peak),
+            # Of a GPU, at the largest size that the recipe allows.
+            "memory_gib": {**peak, "counted": gpu_memory(recipe).total / GIB if peak["device"] else None},
             "seconds": {
                 "first_step": timing.first_step_s,
                 "step": timing.step_s,
@@ -174,7 +176,7 @@ class Preflight:
                 "optimizer": timing.optimizer_s,
             },
             "tokens_per_s": tokens / timing.step_s,
-            "tflops_a_gpu": rate,
+            "tflops_a_process": rate,
             "mfu": rate / known if known else None,
             "checkpoint_gib": state.num_bytes() / GIB,
             "free_disk_gib": shutil.disk_usage(self._path.parent).free / GIB,
@@ -187,12 +189,11 @@ class Preflight:
         mfu = f", {record['mfu']:.1%} MFU" if record["mfu"] else ""
         logger.info(
             "preflight: %s tokens at the largest shape, %.2f s/step after %.1f s for the first%s, peak %.1f%s GiB; "
-            "steps %d to %d would take %.2f h at this shape and measurements %.2f h, together about %d jobs of %d "
-            "minutes (%s)",
+            "steps %d to %d would take %.2f h at this shape and measurements %.2f h, in jobs of %d minutes: %d (%s)",
             *(f"{record['largest_batch']['tokens']:,}", seconds["step"], seconds["first_step"], mfu),
             *(memory["peak"], of_device),
             *(predicted["from_step"], predicted["to_step"], predicted["training_h"], predicted["validation_h"]),
-            *(predicted["jobs"], self._recipe.cluster.runtime_minutes, self._path),
+            *(self._recipe.cluster.runtime_minutes, predicted["jobs"], self._path),
         )
         if memory["device"] and memory["peak"] + memory["outside"] > NEARLY_FULL * memory["device"]:
             logger.warning(
@@ -268,8 +269,8 @@ def predict(recipe: Recipe, timing: Timing, *, from_step: int, num_clips: int) -
         num_clips: held-out clips that are measured.
 
     Returns:
-        The steps that it is for, `training_h`, `validation_h` and `hours`, and `jobs`: how many of the time limit
-        cluster.runtime_minutes that is.
+        The steps that it is for, `training_h`, `validation_h` and `hours`, `jobs`: how many of the time limit
+        cluster.runtime_minutes that is, and `left_out`.
     """
     last = recipe.training.max_iter
     due = sum(1 for step in range(from_step, last) if step % recipe.validation.every == 0) + 1
@@ -287,4 +288,5 @@ def predict(recipe: Recipe, timing: Timing, *, from_step: int, num_clips: int) -
         "validation_h": validation_s / 3600,
         "hours": (training_s + validation_s) / 3600,
         "jobs": math.ceil((training_s + validation_s) / job_s),
+        "left_out": "starting jobs; reading and saving, as far as steps wait for them",
     }
