@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,10 @@ class ToyTask:
         self.sample_group = sample_group(mesh)
 
     @property
+    def dataset_digest(self) -> str:
+        return "toy"
+
+    @property
     def measured_clip_ids(self) -> list[str]:
         return [f"clip{number}" for number in range(NUM_HELD_OUT)][: self.recipe.validation.max_clips]
 
@@ -182,6 +187,13 @@ def _context() -> ForkServerContext:
     return context
 
 
+def spawn(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Start a function of a test in a process of its own."""
+    process = _context().Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
 def start_ranks(
     attempt: Path, recipe: Recipe, events_by_rank: dict[int, dict[str, str]] | None = None
 ) -> list[ForkServerProcess]:
@@ -193,9 +205,7 @@ def start_ranks(
     for rank in range(recipe.world_size):
         events = json.dumps((events_by_rank or {}).get(rank, {}))
         arguments = (rank, recipe.world_size, port, str(attempt), recipe.model_dump_json(), events)
-        process = _context().Process(target=_child, args=arguments)
-        process.start()
-        processes.append(process)
+        processes.append(spawn(_child, *arguments))
     return processes
 
 

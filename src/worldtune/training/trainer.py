@@ -90,7 +90,11 @@ def train(
             network's parallel plan is wrong, or the lease was lost.
         TemporaryError: the disk is too full for the checkpoints.
     """
-    return _Trainer(recipe, task, attempt, mesh, device, stop, lease, tracker).run()
+    trainer = _Trainer(recipe, task, attempt, mesh, device, stop, lease, tracker)
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
 
 
 class _Trainer:
@@ -127,21 +131,29 @@ class _Trainer:
             lease=lease,
         )
         self.recent_step_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        self.reader: BatchReader | None = None
+
+    def close(self) -> None:
+        """End the loader processes."""
+        if self.reader is not None:
+            self.reader.close()
 
     def run(self) -> TrainResult:
         last_step = self.recipe.training.max_iter
         self.first_step = first_step = self._resume()
         if first_step < last_step:
-            reader = BatchReader(
+            self.reader = reader = BatchReader(
                 self.task.make_dataset,
                 self.layout,
                 self.task.sample_group,
                 self.device,
+                dataset_digest=self.task.dataset_digest,
                 data_rank=self.data_rank,
                 num_workers=self.recipe.data.num_workers,
                 first_step=first_step,
                 last_step=last_step,
             )
+            reader.start()
             self.batches = Prefetcher(
                 reader.next,
                 self.task.prepare,

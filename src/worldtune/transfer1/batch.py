@@ -54,6 +54,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         """
         check_dataset(dataset, recipe)
         self.root = Path(dataset.root)
+        self.digest = dataset.digest
         self.scenes = dataset.scenes
         self.recipe = recipe
         self.latents = latents

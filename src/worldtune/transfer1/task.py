@@ -177,6 +177,11 @@ class Transfer1Task:
         return self.encoder.group
 
     @property
+    def dataset_digest(self) -> str:
+        """Digest of the dataset's clips."""
+        return self.dataset.digest
+
+    @property
     def measured_clip_ids(self) -> list[str]:
         """The held-out clips that `validate` measures."""
         return [clip.clip_id for clip in self.dataset.measured_clips]
