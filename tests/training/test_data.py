@@ -106,8 +106,7 @@ class OpenReader(Protocol):
 
 def make_reader(mesh: DeviceMesh, first_step: int, last_step: int = 9, **options: Any) -> BatchReader:
     chosen = {"layout": LAYOUT, "dataset_digest": "d1", "num_workers": 0, "data_rank": 0} | options
-    layout = chosen.pop("layout")
-    device = torch.device("cpu")
+    layout, device = chosen.pop("layout"), chosen.pop("device", torch.device("cpu"))
     return BatchReader(
         Ordinals, layout, sample_group(mesh), device, first_step=first_step, last_step=last_step, **chosen
     )
@@ -154,6 +153,19 @@ def test_a_reader_goes_on_behind_the_last_completed_step(reader: OpenReader, num
     assert read_steps(third, 3) == whole[18:]
     with pytest.raises(StopIteration):
         third.next()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_gpu_is_handed_what_goes_through_pinned_memory(reader: OpenReader, num_workers: int) -> None:
+    options = {"num_workers": num_workers, "device": torch.device("cuda")}
+    first = reader(0, **options)
+    assert read_steps(first, 2)[-1] == [10, 11]
+    second = reader(2, **options)
+    second.load_state_dict(saved(first, 2))
+    batch = second.next()["ordinal"]
+    assert batch.is_cuda
+    assert batch.tolist() == [12, 13]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
