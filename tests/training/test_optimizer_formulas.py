@@ -110,6 +110,9 @@ def test_clipped_master_updates(
             weights[name] = weights[name] * (1 - step_rate * weight_decay)
             weights[name] = weights[name] - step_rate * mean / (np.sqrt(variance) + 1e-10)
         clip(gradients, norm, config.max_grad_norm)
+        for name, gradient in gradients.items():
+            # The update hardly depends on their size.
+            np.testing.assert_allclose(gradient.numpy(), exact[name] * min(1.0, 1.0 / (norm + 1e-6)), rtol=1e-5)
         optimizer.step(gradients, step_rate)
     for name, weight in weights.items():
         np.testing.assert_allclose(optimizer.masters[name].numpy(), weight, rtol=2e-5, atol=2e-5 * rate + 1e-6)
