@@ -1,6 +1,7 @@
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -262,6 +263,10 @@ def test_a_disk_that_fills_up_during_training(job: Job, full_disk: Path, monkeyp
 
     def fill_the_disk_in_the_fifth_step(task: ToyTask, batch: Batch) -> LossOutput:
         if 16 in batch["ordinal"].tolist():
+            # The save of step 3 may be in flight, and writes on as the disk gets its size.
+            (attempt,) = job.attempts()
+            while complete_steps(attempt / "checkpoints") != [3]:
+                time.sleep(0.01)
             leave_free(full_disk, 0)
         return training_loss(task, batch)
 

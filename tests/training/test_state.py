@@ -45,7 +45,7 @@ def test_everything_comes_back(tmp_path: Path, single_mesh: DeviceMesh) -> None:
     saved.skipped, saved.skipped_in_a_row = 4, 1
     store(tmp_path).save(saved)
     loaded = new_state(torch.bfloat16)
-    assert store(tmp_path).resume(loaded)
+    assert store(tmp_path).resume(loaded) is not None
     assert loaded.numbers() == saved.numbers()
     assert loaded.tensors().keys() == saved.tensors().keys()
     assert all(torch.equal(tensor, saved.tensors()[name]) for name, tensor in loaded.tensors().items())
@@ -91,12 +91,12 @@ def test_torn_checkpoints_are_removed(tmp_path: Path, single_mesh: DeviceMesh) -
     shard = next(short.glob("*.distcp"))
     shard.write_bytes(shard.read_bytes()[:-1])
     assert complete_steps(tmp_path) == [1]
-    assert store(tmp_path).resume(new_state())
+    assert store(tmp_path).resume(new_state()) is not None
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000001"]
 
 
 def test_nothing_to_resume(tmp_path: Path, single_mesh: DeviceMesh) -> None:
-    assert not store(tmp_path / "missing").resume(new_state())
+    assert store(tmp_path / "missing").resume(new_state()) is None
 
 
 def test_full_disk_is_said_before_writing(

@@ -14,18 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import Dataset
 
-from worldtune.parallel.mesh import build_mesh, sample_group
+from worldtune.parallel.mesh import Mesh, build_mesh, sample_group
 from worldtune.recipe.schema import Recipe
 from worldtune.training.lease import Lease
 from worldtune.training.metrics import NullTracker
 from worldtune.training.order import clip_index
 from worldtune.training.random import generator
 from worldtune.training.signals import EXIT_STOPPED, StopRequest
-from worldtune.training.task import Batch, LossOutput, Sample, ValidationRow
+from worldtune.training.task import Batch, LossOutput, Sample, Task, ValidationRow
 from worldtune.training.trainer import train
 
 NUM_CLIPS = 7
@@ -90,7 +89,7 @@ class ToyNetwork(nn.Module):
 class ToyTask:
     """`events` maps a sample number to what happens when it is trained on: "kill", "nan", "skew" or a signal's name."""
 
-    def __init__(self, recipe: Recipe, mesh: DeviceMesh, events: dict[str, str] | None = None) -> None:
+    def __init__(self, recipe: Recipe, mesh: Mesh, events: dict[str, str] | None = None) -> None:
         self.recipe = recipe
         self.dtype = torch.bfloat16 if recipe.training.precision == "bfloat16" else torch.float32
         self.trainable = ToyNetwork(self.dtype)
@@ -143,29 +142,42 @@ class ToyTask:
         ]
 
 
-def train_toy(attempt: Path, recipe: Recipe, events: dict[str, str] | None = None) -> int:
+def make_task(recipe: Recipe, mesh: Mesh, events: dict[str, str] | None, world: Path | None) -> Task:
+    """Return the toy task or, in a tiny world, the Transfer1 task."""
+    if world is None:
+        return ToyTask(recipe, mesh, events)
+    from tiny_world import tiny_inputs
+
+    from worldtune.transfer1.task import build_task
+
+    return build_task(recipe, tiny_inputs(world, recipe), mesh, torch.device("cpu"))
+
+
+def train_toy(attempt: Path, recipe: Recipe, events: dict[str, str] | None = None, *, world: Path | None = None) -> int:
     """Train in this process, whose environment tells its rank; returns its exit code."""
     torch.set_num_threads(1)
-    mesh = build_mesh("cpu", data=recipe.parallel.data, tensor=recipe.parallel.tensor)
+    parallel = recipe.parallel
+    mesh = build_mesh("cpu", data=parallel.data, context=parallel.context, tensor=parallel.tensor)
     lease = Lease(attempt) if torch.distributed.get_rank() == 0 else None
     if lease is not None:
         assert lease.try_acquire() is None
     result = train(
         recipe,
-        ToyTask(recipe, mesh, events),
+        make_task(recipe, mesh, events, world),
         attempt,
         mesh=mesh,
         device=torch.device("cpu"),
         stop=StopRequest(attempt),
         lease=lease,
         tracker=NullTracker(),
+        about={"base_sha256": "toy"},
     )
     if lease is not None:
         lease.release()
     return EXIT_STOPPED if result.stopped is not None else 0
 
 
-def _child(rank: int, world_size: int, port: int, attempt: str, recipe: str, events: str) -> None:
+def _child(rank: int, world_size: int, port: int, attempt: str, recipe: str, events: str, world: str) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -173,7 +185,12 @@ def _child(rank: int, world_size: int, port: int, attempt: str, recipe: str, eve
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    code = train_toy(Path(attempt), Recipe.model_validate_json(recipe), json.loads(events))
+    code = train_toy(
+        Path(attempt),
+        Recipe.model_validate_json(recipe),
+        json.loads(events),
+        world=Path(world) if world else None,
+    )
     torch.distributed.destroy_process_group()
     sys.exit(code)
 
@@ -183,7 +200,7 @@ def _context() -> ForkServerContext:
     # PyTorch, and what its optimizers import later, is imported once, by the server that all processes are forked from.
     # It finds modules by this variable only.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    context.set_forkserver_preload(["trainer_toy", "torch._dynamo"])
+    context.set_forkserver_preload(["trainer_toy", "torch._dynamo", "worldtune.transfer1.task"])
     return context
 
 
@@ -195,7 +212,11 @@ def spawn(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
 
 
 def start_ranks(
-    attempt: Path, recipe: Recipe, events_by_rank: dict[int, dict[str, str]] | None = None
+    attempt: Path,
+    recipe: Recipe,
+    events_by_rank: dict[int, dict[str, str]] | None = None,
+    *,
+    world: Path | None = None,
 ) -> list[ForkServerProcess]:
     """Start the ranks of a recipe as processes of their own."""
     with socket.socket() as probe:
@@ -204,7 +225,10 @@ def start_ranks(
     processes = []
     for rank in range(recipe.world_size):
         events = json.dumps((events_by_rank or {}).get(rank, {}))
-        arguments = (rank, recipe.world_size, port, str(attempt), recipe.model_dump_json(), events)
+        arguments = (
+            *(rank, recipe.world_size, port, str(attempt)),
+            *(recipe.model_dump_json(), events, str(world or "")),
+        )
         processes.append(spawn(_child, *arguments))
     return processes
 

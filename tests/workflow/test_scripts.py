@@ -82,6 +82,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     ],
     "docs": [(("--check",), "README.md")],
     "export": [(("--run", RUN), "results/demo_edge_posttrain/manifest.json")],
+    "export_original": [(("--run", RUN, "--output", "o"), "train the run first"), (("--run", RUN), "--output")],
     "fetch_checkpoint": [((), "name"), (("nvidia/no/base.pt",), "nvidia/no/base.pt")],
     "fetch_metadata": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "synthetic")],
     "fetch_videos": [(("--dataset", "no", "--shard", "0000"), "'no'")],

@@ -13,10 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from torch import Tensor
 
-from worldtune.checkpoint.reading import CheckpointFile, Weights, read_checkpoint
+from worldtune.checkpoint.reading import CheckpointFile, Weights, load_pickled, read_checkpoint
 from worldtune.checkpoint.writing import fresh_tensor, write_pickled, write_safetensors
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import atomic_path, read_json, sha256_file, write_json
+from worldtune.common.files import atomic_path, digest, read_json, sha256_file, write_json
 from worldtune.common.progress import progress
 from worldtune.parallel.axes import shard, split_dim
 
@@ -145,7 +145,8 @@ def split_checkpoint(source: Path, target_dir: Path, degree: int, weights: Weigh
     One process on the CPU, which holds a few tensors at a time. Equal sources give equal files.
 
     Args:
-        source: a `.pt` or `.safetensors` checkpoint, or the manifest of a split of another degree.
+        source: a `.pt` or `.safetensors` checkpoint, the trainer's file of one of the original's training runs
+            (`iter_000001000.pt`, with the files of all ranks beside it), or the manifest of a split of another degree.
         target_dir: folder for the split.
         degree: number of pieces.
         weights: "raw" or "ema" of a training file; None does as the original's loader (see `read_checkpoint`).
@@ -163,6 +164,9 @@ def split_checkpoint(source: Path, target_dir: Path, degree: int, weights: Weigh
         joined = JoinedCheckpoint(source.parent, stem, _read_manifest(source).degree, weights)
         tensors, name, sha256 = joined, joined.manifest.source, joined.manifest.source_sha256
         weights = joined.manifest.weights
+    elif pieces := pieces_beside(source):
+        stem, name = source.stem, source_name(source)
+        tensors, sha256 = join_unlisted(pieces, weights), digest([sha256_file(piece) for piece in pieces])
     else:
         stem, name, sha256 = source.stem, source_name(source), sha256_file(source) if source.is_file() else ""
         file = CheckpointFile(source, weights)
@@ -181,6 +185,18 @@ def split_checkpoint(source: Path, target_dir: Path, degree: int, weights: Weigh
     )
     write_json(manifest_path, manifest.model_dump(mode="json", exclude_defaults=True))
     return manifest_path
+
+
+def pieces_beside(source: Path) -> list[Path]:
+    """Return the files of all ranks that a trainer's file without tensors stands for; none where it is a checkpoint."""
+    found = source.parent.glob(f"{source.stem}_model_mp_*.pt")
+    pieces = {int(match[2]): path for path in found if (match := SHARD_NAME.fullmatch(path.name))}
+    if not pieces or not source.is_file():
+        return []
+    content = load_pickled(source, "meta")
+    if not isinstance(content, Mapping) or "iteration" not in content or "model" in content:
+        return []
+    return [pieces[rank] for rank in sorted(pieces)]
 
 
 def plan_split(described: Mapping[str, Tensor], degree: int) -> dict[str, SplitTensor]:

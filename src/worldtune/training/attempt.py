@@ -99,6 +99,12 @@ class Attempt:
             clip_ids=self.measured_clip_ids,
         )
 
+    def belongs_to(self) -> dict[str, str]:
+        """Return what a checkpoint of this attempt is of: the frozen weights by hash, the dataset, the identity."""
+        described = self.inputs.describe()
+        hashes = {f"{which}_sha256": entry["sha256"] for which, entry in described["checkpoints"].items()}
+        return {"identity": self.identity, "dataset_digest": described["dataset"]["digest"], **hashes}
+
     def circumstances(self) -> str:
         """Return a digest of all that a failure may depend on: recipe, inputs and this library's code."""
         return digest([self.recipe.model_dump(mode="json"), self.inputs.describe(), _code_digest()])

@@ -132,7 +132,17 @@ def _train(
         tracker = _tracker(attempt)
     try:
         task = build_task(recipe, attempt.inputs, mesh, device)
-        result = train(recipe, task, attempt.folder, mesh=mesh, device=device, stop=stop, lease=lease, tracker=tracker)
+        result = train(
+            recipe,
+            task,
+            attempt.folder,
+            mesh=mesh,
+            device=device,
+            stop=stop,
+            lease=lease,
+            tracker=tracker,
+            about=attempt.belongs_to(),
+        )
     finally:
         tracker.finish()
     if result.stopped is not None:

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -47,6 +48,8 @@ VERSION = 1
 MAX_SKIPPED_IN_A_ROW = 20
 CHECKPOINTS = "checkpoints"
 RECENT_STEPS = 20
+LAST_WRITE_S = 600.0
+"""What a checkpoint in flight is given when training has failed."""
 logger = logging.getLogger(__name__)
 
 
@@ -72,6 +75,7 @@ def train(
     stop: StopRequest,
     lease: Lease | None,
     tracker: Tracker,
+    about: Mapping[str, str],
 ) -> TrainResult:
     """Train to `training.max_iter`, from the attempt's newest checkpoint if it has one. Collective over all ranks.
 
@@ -84,13 +88,14 @@ def train(
         stop: this rank's request to stop; any rank's is enough.
         lease: on rank 0, the right to write into `attempt`.
         tracker: a view of the metrics; used on rank 0.
+        about: what checkpoints belong to, such as the hash of the frozen base, which they do not hold.
 
     Raises:
         WorldtuneError: gradients were not finite many times in a row, a held-out loss was not, a batch is bad, the
-            network's parallel plan is wrong, or the lease was lost.
+            network's parallel plan is wrong, a checkpoint belongs to something else, or the lease was lost.
         TemporaryError: the disk is too full for the checkpoints.
     """
-    trainer = _Trainer(recipe, task, attempt, mesh, device, stop, lease, tracker)
+    trainer = _Trainer(recipe, task, attempt, mesh, device, stop, lease, tracker, about)
     try:
         return trainer.run()
     finally:
@@ -108,6 +113,7 @@ class _Trainer:
         stop: StopRequest,
         lease: Lease | None,
         tracker: Tracker,
+        about: Mapping[str, str],
     ) -> None:
         self.recipe, self.task, self.attempt = recipe, task, attempt
         self.mesh, self.device, self.stop, self.tracker = mesh, device, stop, tracker
@@ -129,19 +135,25 @@ class _Trainer:
             keep_last=recipe.saving.keep_last,
             keep_every=recipe.saving.keep_every,
             lease=lease,
+            about=about,
         )
         self.recent_step_s: deque[float] = deque(maxlen=RECENT_STEPS)
         self.reader: BatchReader | None = None
 
     def close(self) -> None:
-        """End the loader processes."""
-        if self.reader is not None:
-            self.reader.close()
+        """End what runs beside the loop."""
+        try:
+            # Also after an error: what was saved before it shall not be lost with it.
+            self.store.close(LAST_WRITE_S)
+        finally:
+            if self.reader is not None:
+                self.reader.close()
 
     def run(self) -> TrainResult:
         last_step = self.recipe.training.max_iter
         self.first_step = first_step = self._resume()
         if first_step < last_step:
+            self.store.prepare(self.state)
             self.reader = reader = BatchReader(
                 self.task.make_dataset,
                 self.layout,
@@ -166,19 +178,15 @@ class _Trainer:
         while self.state.step < last_step and stopped is None:
             stopped = self._step()
             if self.state.step % self.recipe.saving.every == 0 or self.state.step == last_step or stopped is not None:
-                self._save()
+                self.store.begin(self.state)
             # A stop has no time for it; the next start makes up for what is due.
             if stopped is None:
                 self._validate_if_due()
+        self.store.finish()
         return TrainResult(step=self.state.step, new_steps=self.state.step - first_step, stopped=stopped)
 
-    def _save(self) -> None:
-        started = time.monotonic()
-        path = self.store.save(self.state)
-        logger.info("saved %s in %.1f s", path, time.monotonic() - started)
-
     def _resume(self) -> int:
-        resumed = self.store.resume(self.state)
+        resumed = self.store.resume(self.state) is not None
         if self.state.step > self.recipe.training.max_iter:
             raise WorldtuneError(
                 f"{self.attempt} has gone on to step {self.state.step}, beyond training.max_iter = "
@@ -278,10 +286,13 @@ class _Trainer:
     def _agree(self, norm: Tensor) -> tuple[float, bool, str | None]:
         """Return this rank's norm, whether all ranks' are finite, and why to stop if any rank was asked to."""
         reason = self.stop.reason()
-        flags = torch.stack([(~torch.isfinite(norm)).float(), torch.full_like(norm, float(reason is not None))])
+        own = [float(reason is not None), float(self.store.failed())]
+        flags = torch.cat([(~torch.isfinite(norm)).float()[None], norm.new_tensor(own)])
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         # Waits for the device, which has nothing to do before the host knows the norm.
-        value, not_finite, stop = torch.cat([norm[None], flags]).tolist()
+        value, not_finite, stop, failed = torch.cat([norm[None], flags]).tolist()
+        if failed:
+            self.store.finish()
         return value, not not_finite, (reason or "a signal to another rank") if stop else None
 
     def _count_skipped(self, clip_ids: list[str]) -> None:

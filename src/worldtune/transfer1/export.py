@@ -146,10 +146,10 @@ def export_run(run_dir: Path, *, checkpoints_dir: Path, datasets_dir: Path, expe
 def _build(run: TrainedRun, folder: Path, *, checkpoints_dir: Path, datasets_dir: Path) -> None:
     """Write and verify all files of an export in an empty folder."""
     rate = run.recipe.ema.rates[0]
-    averaged = _named(read_weights(run.checkpoint, rate), run.recipe)
+    averaged = named_weights(read_weights(run.checkpoint, rate), run.recipe)
     base_split = split_file(run.recipe.checkpoints.base, run.recipe.parallel.tensor, checkpoints_dir)
     check_base(base_split, run.manifest)
-    logvar = _logvar(base_split, run.recipe.parallel.tensor)
+    logvar = read_logvar(base_split, run.recipe.parallel.tensor)
 
     (folder / RAW).mkdir()
     header = _header(run, rate)
@@ -160,7 +160,7 @@ def _build(run: TrainedRun, folder: Path, *, checkpoints_dir: Path, datasets_dir
     with disk_errors_named(original), open(original, "wb") as file:
         torch.save({**averaged, **logvar}, file)
     del averaged
-    raw = _named(read_weights(run.checkpoint, None), run.recipe)
+    raw = named_weights(read_weights(run.checkpoint, None), run.recipe)
     write_weights(folder / RAW, raw, {**header, "weights": "raw"})
     del raw
     write_json(folder / "config.json", _config(run))
@@ -194,14 +194,14 @@ def check_base(split: Path, record: Mapping[str, Any]) -> None:
         )
 
 
-def _logvar(base_split: Path, degree: int) -> dict[str, Tensor]:
+def read_logvar(base_split: Path, degree: int) -> dict[str, Tensor]:
     """Return the uncertainty head of the base, by its original names; every rank's file has it whole."""
     pieces = read_shard(base_split.parent, base_split.name.removesuffix(MANIFEST_SUFFIX), degree, 0)
     base = own_part(pieces, control=False)
     return {name: tensor.clone() for name, tensor in base.items() if name.startswith("logvar.")}
 
 
-def _named(weights: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+def named_weights(weights: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
     """Return the trained weights and what a checkpoint of the network has beside them, by their original names."""
     with torch.device("meta"):
         length = len(ControlNetwork(recipe.network.control, recipe.network.rope_angles).pos_embedder.seq)
@@ -276,7 +276,7 @@ def verify_export(folder: Path, run: TrainedRun, logvar: Mapping[str, Tensor]) -
     Raises:
         WorldtuneError: a tensor is missing, extra or different, or the outputs differ.
     """
-    averaged = _named(read_weights(run.checkpoint, run.recipe.ema.rates[0]), run.recipe)
+    averaged = named_weights(read_weights(run.checkpoint, run.recipe.ema.rates[0]), run.recipe)
     exported = read_exported(folder)
     _compare(f"{folder / WEIGHTS}.safetensors", exported, averaged)
     original = folder / f"{run.recipe.control.label}_control.pt"
@@ -284,7 +284,7 @@ def verify_export(folder: Path, run: TrainedRun, logvar: Mapping[str, Tensor]) -
     from_export = _outputs(run.recipe, exported)
     from_checkpoint = _outputs(run.recipe, averaged)
     _compare(f"outputs of a network filled from {folder}", from_export, from_checkpoint)
-    raw = _named(read_weights(run.checkpoint, None), run.recipe)
+    raw = named_weights(read_weights(run.checkpoint, None), run.recipe)
     _compare(f"{folder / RAW / WEIGHTS}.safetensors", read_exported(folder / RAW), raw)
     return {
         "tensors_equal": len(averaged),
