@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,6 +48,8 @@ VERSION = 1
 
 MAX_SKIPPED_IN_A_ROW = 20
 CHECKPOINTS = "checkpoints"
+LOADERS = "loaders"
+"""Key of the loaders' positions in what a checkpoint carries."""
 RECENT_STEPS = 20
 LAST_WRITE_S = 600.0
 """What a checkpoint in flight is given when training has failed."""
@@ -165,6 +168,7 @@ class _Trainer:
                 first_step=first_step,
                 last_step=last_step,
             )
+            reader.load_state_dict(self.loaders)
             reader.start()
             self.batches = Prefetcher(
                 reader.next,
@@ -178,15 +182,24 @@ class _Trainer:
         while self.state.step < last_step and stopped is None:
             stopped = self._step()
             if self.state.step % self.recipe.saving.every == 0 or self.state.step == last_step or stopped is not None:
-                self.store.begin(self.state)
+                self.store.begin(self.state, {LOADERS: self._loader_positions()})
             # A stop has no time for it; the next start makes up for what is due.
             if stopped is None:
                 self._validate_if_due()
         self.store.finish()
         return TrainResult(step=self.state.step, new_steps=self.state.step - first_step, stopped=stopped)
 
+    def _loader_positions(self) -> list[dict[str, Any]]:
+        """Return the position of each data-parallel rank's loader, in their order; collective over all ranks."""
+        assert self.reader is not None
+        found: list[dict[str, Any] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, self.reader.state_dict(self.state.step))
+        return sorted((position for position in found if position is not None), key=lambda one: one["data_rank"])
+
     def _resume(self) -> int:
-        resumed = self.store.resume(self.state) is not None
+        extra = self.store.resume(self.state)
+        resumed = extra is not None
+        self.loaders = (extra or {}).get(LOADERS, [])
         if self.state.step > self.recipe.training.max_iter:
             raise WorldtuneError(
                 f"{self.attempt} has gone on to step {self.state.step}, beyond training.max_iter = "
