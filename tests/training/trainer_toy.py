@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,10 @@ class ToyTask:
     @property
     def start_checks(self) -> dict[str, str]:
         return {"weights": "as they were made"}
+
+    @property
+    def dataset_digest(self) -> str:
+        return "toy"
 
     @property
     def measured_clip_ids(self) -> list[str]:
@@ -229,6 +234,13 @@ def _context() -> ForkServerContext:
     return context
 
 
+def spawn(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Start a function of a test in a process of its own."""
+    process = _context().Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
 def start_ranks(
     attempt: Path,
     recipe: Recipe,
@@ -248,9 +260,7 @@ def start_ranks(
             *(rank, recipe.world_size, port, str(attempt)),
             *(recipe.model_dump_json(), events, str(world or ""), measured_before),
         )
-        process = _context().Process(target=_child, args=arguments)
-        process.start()
-        processes.append(process)
+        processes.append(spawn(_child, *arguments))
     return processes
 
 

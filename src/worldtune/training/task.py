@@ -64,6 +64,11 @@ class Task(Protocol):
         ...
 
     @property
+    def dataset_digest(self) -> str:
+        """Digest of the dataset's clips, which the saved positions in the data are of."""
+        ...
+
+    @property
     def measured_clip_ids(self) -> list[str]:
         """The held-out clips that `validate` measures."""
         ...

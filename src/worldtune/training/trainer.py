@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,8 @@ VERSION = 1
 
 MAX_SKIPPED_IN_A_ROW = 20
 CHECKPOINTS = "checkpoints"
+LOADERS = "loaders"
+"""Key of the loaders' positions in what a checkpoint carries."""
 RECENT_STEPS = 20
 LAST_WRITE_S = 600.0
 """What a checkpoint in flight is given when training has failed."""
@@ -103,8 +106,7 @@ def train(
     try:
         return trainer.run()
     finally:
-        # Also after an error: what was saved before it shall not be lost with it.
-        trainer.store.close(LAST_WRITE_S)
+        trainer.close()
 
 
 class _Trainer:
@@ -144,6 +146,16 @@ class _Trainer:
             about=about,
         )
         self.recent_step_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        self.reader: BatchReader | None = None
+
+    def close(self) -> None:
+        """End what runs beside the loop."""
+        try:
+            # Also after an error: what was saved before it shall not be lost with it.
+            self.store.close(LAST_WRITE_S)
+        finally:
+            if self.reader is not None:
+                self.reader.close()
 
     def run(self) -> TrainResult:
         last_step = self.recipe.training.max_iter
@@ -151,16 +163,19 @@ class _Trainer:
         measures_only = self.preflight is not None and self.preflight.only
         if first_step < last_step and not measures_only:
             self.store.prepare(self.state)
-            reader = BatchReader(
+            self.reader = reader = BatchReader(
                 self.task.make_dataset,
                 self.layout,
                 self.task.sample_group,
                 self.device,
+                dataset_digest=self.task.dataset_digest,
                 data_rank=self.data_rank,
                 num_workers=self.recipe.data.num_workers,
                 first_step=first_step,
                 last_step=last_step,
             )
+            reader.load_state_dict(self.loaders)
+            reader.start()
             self.batches = Prefetcher(
                 reader.next,
                 self.task.prepare,
@@ -177,15 +192,24 @@ class _Trainer:
         while self.state.step < last_step and stopped is None:
             stopped = self._step()
             if self.state.step % self.recipe.saving.every == 0 or self.state.step == last_step or stopped is not None:
-                self.store.begin(self.state)
+                self.store.begin(self.state, {LOADERS: self._loader_positions()})
             # A stop has no time for it; the next start makes up for what is due.
             if stopped is None:
                 self._validate_if_due()
         self.store.finish()
         return TrainResult(step=self.state.step, new_steps=self.state.step - first_step, stopped=stopped)
 
+    def _loader_positions(self) -> list[dict[str, Any]]:
+        """Return the position of each data-parallel rank's loader, in their order; collective over all ranks."""
+        assert self.reader is not None
+        found: list[dict[str, Any] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, self.reader.state_dict(self.state.step))
+        return sorted((position for position in found if position is not None), key=lambda one: one["data_rank"])
+
     def _resume(self) -> int:
-        resumed = self.store.resume(self.state) is not None
+        extra = self.store.resume(self.state)
+        resumed = extra is not None
+        self.loaders = (extra or {}).get(LOADERS, [])
         if self.state.step > self.recipe.training.max_iter:
             raise WorldtuneError(
                 f"{self.attempt} has gone on to step {self.state.step}, beyond training.max_iter = "

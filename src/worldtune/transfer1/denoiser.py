@@ -195,8 +195,9 @@ def _example(denoiser: Denoiser, recipe: Recipe, device: torch.device) -> tuple[
     width, height = recipe.video_sizes_wh["16:9"]
     frames = recipe.num_views * recipe.num_latent_frames
     shape = (1, LATENT_CHANNELS, frames, height // LATENT_PIXELS, width // LATENT_PIXELS)
+    hint_shape = (1, LATENT_CHANNELS * len(recipe.control.kinds), *shape[2:])
     text_shape = (1, recipe.num_views * recipe.data.text_tokens, recipe.network.base.crossattn_emb_channels)
-    noisy, hint, text = (torch.randn(each, generator=stream).to(device) for each in (shape, shape, text_shape))
+    noisy, hint, text = (torch.randn(each, generator=stream).to(device) for each in (shape, hint_shape, text_shape))
     return noisy, Conditions(
         hint_bcthw=hint,
         text=text,
