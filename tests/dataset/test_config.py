@@ -150,4 +150,9 @@ def test_only_controls_with_files_are_asked_of_the_dataset(kind):
         return
     with pytest.raises(WorldtuneError, match=f"Add '{kind}' to its controls"):
         dataset_of("run", recipe, without)
-    assert dataset_of("run", recipe, parse_datasets({"synthetic": table | {"controls": [kind]}}, ""))
+    with_it = parse_datasets({"synthetic": table | {"controls": [kind]}}, "")
+    assert dataset_of("run", recipe, with_it)
+    both = load_recipe("demo_edge_posttrain", ["control.kind=vis", f"control.also=[{kind}]"], root=root)
+    assert dataset_of("run", both, with_it)
+    with pytest.raises(WorldtuneError, match=f"trains the vis-{kind} control.*Add '{kind}' to its controls"):
+        dataset_of("run", both, without)

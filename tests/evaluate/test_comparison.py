@@ -135,6 +135,17 @@ def test_another_kind_of_control_is_shown_beside_the_first(records: list[RunReco
     assert "control (depth)" in page
 
 
+def test_of_several_controls_all_are_shown_once(records: list[RunRecord]) -> None:
+    control = {"kind": "edge", "also": ["depth"]}
+    both = [changed(record, manifest={**record.manifest, "recipe": {"control": control}}) for record in records]
+    page = comparison.sample_gallery(both)
+    hints = "<span>control (edge)</span><span>control (depth)</span><span>ground truth</span>"
+    assert page.count(f"{hints}<span>first_run</span>") == page.count("control (depth)</span>") == 1
+    assert "<span>second_run</span>" in page
+    other = comparison.sample_gallery([records[0], both[1]])
+    assert other.count("<span>control (edge)</span>") == 2
+
+
 def test_the_page_stands_alone_and_shows_everything(root: Path, tmp_path: Path) -> None:
     output = tmp_path / "comparison.html"
     options = ["--runs", "first_run", "second_run", "--root", str(root), "--output", str(output)]

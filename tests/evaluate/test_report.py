@@ -142,6 +142,16 @@ def test_a_tiny_network_is_said_beside_its_samples(record: RunRecord) -> None:
     assert "<span>frame 0</span><span>frame 2</span><span>frame 4</span>" in report.sample_gallery(tiny)
 
 
+def test_each_of_several_controls_has_a_column(record: RunRecord) -> None:
+    both = with_recipe(record, control={"kind": "edge", "also": ["depth"]})
+    titles = ("control (edge)", "control (depth)", "ground truth", "sample")
+    page = report.sample_gallery(both)
+    assert "".join(f"<span>{title}</span>" for title in titles) in page
+    assert f"of {', '.join(titles)}'" in page
+    single = report.sample_gallery(with_recipe(record, control={"kind": "edge", "also": []}))
+    assert "<span>control</span><span>ground truth</span><span>sample</span>" in single
+
+
 def test_cut_captions_are_listed(made_up_run: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(made_up_run.parents[1], root)

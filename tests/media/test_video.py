@@ -1,7 +1,9 @@
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -68,10 +70,11 @@ def test_equal_frames_give_equal_bytes(tmp_path, moving_frames, name, lossless):
         [],
         ["-bf", "3", "-g", "7"],
         ["-x264-params", "open-gop=1:keyint=8:bframes=3"],
+        ["-bf", "2", "-g", "100", "-force_key_frames", "0.125,0.2,0.5,0.9"],
         ["-vf", "setpts='if(lt(N,10),N,10+(N-10)*2)/24/TB'", "-fps_mode", "vfr"],
         ["-vf", "setpts=PTS+1/TB"],
     ],
-    ids=["plain", "b-frames", "open gop", "variable rate", "late start"],
+    ids=["plain", "b-frames", "open gop", "variable gop", "variable rate", "late start"],
 )
 def test_any_window_is_the_same_as_in_a_whole_read(clip, tmp_path, options):
     path = tmp_path / "other.mp4"
@@ -80,6 +83,30 @@ def test_any_window_is_the_same_as_in_a_whole_read(clip, tmp_path, options):
     assert len(whole) == probe(path).num_frames
     for start in range(0, len(whole) - 3, 4):
         assert np.array_equal(read_frames(path, start, 3), whole[start : start + 3])
+
+
+def damage(path: Path, is_hit: Callable[[int], bool]) -> None:
+    """Overwrite the compressed data of the frames (by number in the order of display) that are hit."""
+    with av.open(path) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        numbers = {time: number for number, time in enumerate(sorted(packet.pts for packet in packets))}
+        places = [(packet.pos, packet.size) for packet in packets if is_hit(numbers[packet.pts])]
+    content = bytearray(path.read_bytes())
+    for position, size in places:
+        content[position : position + size] = b"\xff" * size
+    path.write_bytes(content)
+
+
+def test_only_what_a_window_needs_is_decoded(clip: Path, tmp_path: Path) -> None:
+    """Groups of ten frames: to read frames 12 to 14 nobody looks before frame 10, nor behind frame 19."""
+    path = tmp_path / "groups.mp4"
+    ffmpeg("-i", clip, "-bf", "2", "-g", "10", "-keyint_min", "10", "-sc_threshold", "0", path)
+    expected = read_frames(path, 12, 3)
+    damage(path, lambda number: not 10 <= number < 20)
+    assert np.array_equal(read_frames(path, 12, 3), expected)
+    for start in (9, 20):
+        with pytest.raises(UndecodableVideoError):
+            read_frames(path, start, 3)
 
 
 @pytest.mark.parametrize("name", ["a.avi", "a.mkv", "a.webm"])

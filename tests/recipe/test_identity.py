@@ -8,6 +8,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.identity import (
     affects_by_key,
     check_fingerprint,
+    dataset_report_values,
     fingerprint,
     identity,
     keys_that_affect,
@@ -93,6 +94,33 @@ def test_of_the_controls_only_the_chosen_kinds_table_counts(kind: str) -> None:
         kind != "vis"
     )
     assert identity(load(chosen), **HASHES) != identity(load(chosen, "control.grayscale=true"), **HASHES)
+
+
+def test_of_several_controls_each_counts() -> None:
+    both = ("control.kind=edge", "control.also=[vis]")
+    values = values_that_affect(load(*both), "weights")
+    tables = {key.split(".")[1] for key in values if key.startswith("control.")}
+    assert tables == {"kind", "also", "grayscale", "edge", "vis"}
+    assert values["control.also"] == ["vis"]
+    assert dataset_report_values(load(*both))["control.also"] == ["vis"]
+    identities = {
+        identity(load(*overrides), **HASHES)
+        for overrides in (
+            both[:1],
+            both,
+            ("control.kind=vis", "control.also=[edge]"),
+            (*both, "control.vis.downscale_max=9"),
+            (*both, "objective.hint_dropout_rate=0.1"),
+        )
+    }
+    assert len(identities) == 5
+
+
+def test_a_single_control_has_no_values_of_several() -> None:
+    """So that runs from before there were several keep their identity."""
+    values = values_that_affect(load(), "weights", "outcome", "report", "nothing")
+    assert not {"control.also", "objective.hint_dropout_rate"} & set(values)
+    assert "control.also" not in dataset_report_values(load())
 
 
 def test_cluster_and_logging_are_in_no_params() -> None:

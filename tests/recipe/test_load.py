@@ -270,6 +270,33 @@ def test_upscale_samples_cannot_have_cached_latents() -> None:
         load("data.cache_latents=true", "control.kind=upscale")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["control.also=[edge]"], r"control\.also: names each further .* once and not control\.kind, .*'edge', 'edge'"),
+        (["control.also=[vis,vis]"], r"control\.also: names each further .*\['edge', 'vis', 'vis'\]"),
+        (["control.also=[upscale]"], r"control\.also: 'upscale' cannot be learnt together with others"),
+        (["control.kind=upscale", "control.also=[edge]"], r"control\.also: 'upscale' cannot be learnt together"),
+        (["control.also=[egde]"], r"control\.also\.0: .*'egde'; the nearest known: edge"),
+        (
+            ["control.also=[vis,depth]", "network.control.hint_channels=32"],
+            r"network\.control\.hint_channels: must be at least the 48 channels of the latents of edge and vis and "
+            r"depth \(16 a control input\), found 32",
+        ),
+    ],
+)
+def test_several_controls_that_do_not_fit_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(WorldtuneError, match=message):
+        load(*overrides)
+
+
+def test_several_controls_have_an_order_and_a_name() -> None:
+    recipe = load("control.also=[vis,depth]")
+    assert recipe.control.kinds == ("edge", "vis", "depth")
+    assert recipe.control.label == "edge-vis-depth"
+    assert (load().control.kinds, load().control.label) == (("edge",), "edge")
+
+
 def test_tokens_must_divide_under_sequence_parallelism() -> None:
     overrides = ["data.resolution=128", "parallel.tensor=8"]
     with pytest.raises(WorldtuneError, match="need their product to divide the 180 tokens"):
@@ -368,7 +395,10 @@ def test_a_start_that_cannot_be_is_refused(root: Path, init_from: str, more: str
         load_recipe("mine", root=root)
 
 
-def test_a_start_of_another_kind_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("changed", "label"), [({"kind": "depth"}, "depth"), ({"also": ("vis",)}, "edge-vis")])
+def test_a_start_of_another_kind_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], label: str
+) -> None:
     start_from(root, "mine", "results/other")
     start_from(root, "other", "results/demo_edge_posttrain")
     resolve = load_module._resolve
@@ -377,8 +407,8 @@ def test_a_start_of_another_kind_is_refused(root: Path, monkeypatch: pytest.Monk
         recipe = resolve(path, overrides, folder)
         if path.stem != "other":
             return recipe
-        return recipe.model_copy(update={"control": recipe.control.model_copy(update={"kind": "depth"})})
+        return recipe.model_copy(update={"control": recipe.control.model_copy(update=changed)})
 
     monkeypatch.setattr(load_module, "_resolve", other_kind)
-    with pytest.raises(WorldtuneError, match=r"results/other, which trains the depth control, but mine trains edge"):
+    with pytest.raises(WorldtuneError, match=rf"results/other, which trains the {label} control, but mine trains edge"):
         load_recipe("mine", root=root)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from trainer_toy import exit_codes, start_ranks, toy_recipe
 
+from worldtune.common.files import read_json, write_json
 from worldtune.recipe.schema import Recipe
 from worldtune.training.metrics import read_rows
 from worldtune.training.signals import EXIT_STOPPED
@@ -82,8 +83,32 @@ def test_layouts_train_alike_and_continue_each_other(tmp_path: Path) -> None:
         assert_same_weights(tmp_path / "dense", tmp_path / other, 8, rtol=1e-4, atol=1e-5)
 
 
+def test_a_checkpoint_holds_the_position_of_each_data_ranks_loader(tmp_path: Path) -> None:
+    layout = {"parallel__data": 2, "training__gradient_accumulation": 1, "data__num_workers": 1}
+    assert run(tmp_path, toy_recipe(training__max_iter=3, **layout)) == [0, 0]
+    path = tmp_path / "checkpoints" / folder_name(3) / "state.json"
+    loaders = read_json(path)["extra"]["loaders"]
+    # A step has four samples, two of each rank; no sample of the fourth step is counted.
+    assert [position["next_ordinal"] for position in loaders] == [12, 14]
+    assert [position["dataset_digest"] for position in loaders] == ["toy", "toy"]
+    assert run(tmp_path, toy_recipe(training__max_iter=5, **layout)) == [0, 0]
+    assert [len(row["clip_ids"]) for row in metrics(tmp_path)] == [4] * 5
+
+
+def test_a_run_does_not_go_on_with_another_dataset(tmp_path: Path) -> None:
+    assert run(tmp_path, toy_recipe(training__max_iter=3)) == [0]
+    path = tmp_path / "checkpoints" / folder_name(3) / "state.json"
+    state = read_json(path)
+    state["extra"]["loaders"][0]["dataset_digest"] = "another"
+    write_json(path, state)
+    # Nor with another number of data ranks, where the position itself is not taken.
+    for layout in ({}, {"parallel__data": 2, "training__gradient_accumulation": 1}):
+        assert 1 in run(tmp_path, toy_recipe(training__max_iter=5, **layout))
+        assert len(metrics(tmp_path)) == 3
+
+
 def test_tensor_ranks_that_disagree_end_the_run_before_its_first_update(tmp_path: Path) -> None:
-    codes = run(tmp_path, toy_recipe(parallel__tensor=2), {1: {"0": "skew"}})
+    codes = run(tmp_path, toy_recipe(parallel__tensor=2, data__num_workers=1), {1: {"0": "skew"}})
     assert 1 in codes
     assert not metrics(tmp_path)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import clip_id, tiny_inputs, tiny_recipe
+from tiny_world import CONTROL, clip_id, tiny_inputs, tiny_recipe
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -205,9 +205,9 @@ from worldtune.transfer1.task import build_task
 import torch.distributed as dist
 
 root, out = Path(sys.argv[2]), Path(sys.argv[3])
-layout = json.loads(sys.argv[4])
+layout, sections = json.loads(sys.argv[4]), json.loads(sys.argv[5])
 torch.set_num_threads(1)
-recipe = tiny_recipe(parallel=layout, training={"global_batch_size": layout["data"]})
+recipe = tiny_recipe(parallel=layout, training={"global_batch_size": layout["data"]}, **sections)
 mesh = build_mesh("cpu", data=layout["data"], context=layout["context"], tensor=layout["tensor"])
 task = build_task(recipe, tiny_inputs(root, recipe), mesh, torch.device("cpu"))
 rows = [(row.clip_id, row.sigma, row.control, row.loss) for row in task.validate()]
@@ -247,20 +247,38 @@ LAYOUTS = [
 ]
 
 
+TWO_CONTROLS = {
+    "control": {"also": ["vis"]},
+    "checkpoints": {"control": ""},
+    "network": {"control": {**CONTROL, "hint_channels": 40}},
+    "objective": {"hint_dropout_rate": 0.5},
+}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "-".join(f"{key}{layout[key]}" for key in layout))
 @pytest.mark.usefixtures("own_process_group")
 def test_two_ranks_agree_with_one(tiny_world: Path, tmp_path: Path, layout: dict[str, Any]) -> None:
+    compare_with_one(tiny_world, tmp_path, layout, {})
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_two_ranks_agree_with_one_on_several_controls(tiny_world: Path, tmp_path: Path) -> None:
+    compare_with_one(tiny_world, tmp_path, LAYOUTS[0], TWO_CONTROLS)
+
+
+def compare_with_one(root: Path, tmp_path: Path, layout: dict[str, Any], sections: dict[str, Any]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = tmp_path / "rank.py"
     script.write_text(RANK_PROGRAM)
     here = str(Path(__file__).parent)
+    settings = ({"sequence": False} | layout, sections)
     subprocess.run(
-        [*command, str(script), here, str(tiny_world), str(tmp_path), json.dumps({"sequence": False} | layout)],
+        [*command, str(script), here, str(root), str(tmp_path), *map(json.dumps, settings)],
         check=True,
         timeout=300,
     )
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    task = single(tiny_world)
+    task = single(root, **sections)
     batch = batch_of(task, 0)
     expected = gradients(task, batch)
     loss = task.training_loss(batch).loss

@@ -258,10 +258,11 @@ def dataset_of(run: str, recipe: Recipe, datasets: Mapping[str, DatasetConfig]) 
             f"{what}: data.dataset = {name!r}, but {where} has no such dataset{_suggest(name, datasets)}."
         )
     config = datasets[name]
-    if recipe.control.kind not in COMPUTED_IN_TRAINING and recipe.control.kind not in config.controls:
+    missing = [kind for kind in recipe.control.kinds if kind not in (*COMPUTED_IN_TRAINING, *config.controls)]
+    if missing:
         raise WorldtuneError(
-            f"{what} trains the {recipe.control.kind} control, but dataset {name} has only {list(config.controls)}. "
-            f"Add {recipe.control.kind!r} to its controls in {where}."
+            f"{what} trains the {recipe.control.label} control, but dataset {name} has only {list(config.controls)}. "
+            f"Add {', '.join(map(repr, missing))} to its controls in {where}."
         )
     if config.text_max_tokens > recipe.data.text_tokens:
         raise WorldtuneError(

@@ -44,14 +44,14 @@ def dataset_report(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
         "dataset": dataset.name,
         "digest": dataset.digest,
         "num_frames": recipe.data.num_frames,
-        "control": recipe.control.kind,
+        "control": recipe.control.label,
         "views": list(recipe.data.views),
         "splits": splits,
     }
 
 
 def _problems(dataset: Dataset, recipe: Recipe) -> Iterator[str]:
-    kind, num_frames = recipe.control.kind, recipe.data.num_frames
+    num_frames = recipe.data.num_frames
     train = long_enough(dataset.split("train"), num_frames)
     if not train:
         yield (
@@ -65,11 +65,12 @@ def _problems(dataset: Dataset, recipe: Recipe) -> Iterator[str]:
             "dataset's held_out_fraction in the configuration, give longer clips, or lower data.num_frames"
         )
     yield from _stacking_problems(train, recipe)
-    if kind in CONTROL_SUFFIXES and kind not in dataset.controls:
-        yield (
-            f"it has no {kind} controls, only {list(dataset.controls)}; add {kind!r} to its controls in the "
-            "configuration and make them"
-        )
+    for kind in recipe.control.kinds:
+        if kind in CONTROL_SUFFIXES and kind not in dataset.controls:
+            yield (
+                f"it has no {kind} controls, only {list(dataset.controls)}; add {kind!r} to its controls in the "
+                "configuration and make them"
+            )
     if dataset.text_channels != recipe.network.base.crossattn_emb_channels:
         yield (
             f"its text embeddings have {dataset.text_channels} channels, the network takes "

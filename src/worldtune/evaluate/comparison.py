@@ -324,13 +324,14 @@ def sample_gallery(records: Records) -> str:
     parts = [f"<p>{html.escape(_drawing_note(records))}</p>", *map(report.network_note, records)]
     for clip_id in common:
         cells = []
-        kinds: set[str] = set()
+        seen: set[tuple[str, ...]] = set()
         for record, clips in zip(records, by_run, strict=True):
-            kind = str(report.recipe_of(record).get("control", {}).get("kind", ""))
-            # Runs with one kind of control were given the same hint.
-            first = 2 if kind in kinds else 0
-            kinds.add(kind)
-            titles = [f"control{f' ({kind})' if kind else ''}", "ground truth", record.run]
+            kinds = tuple(report.control_kinds(record))
+            titles = [f"control ({kind})" for kind in kinds] or ["control"]
+            # Runs with the same controls were given the same hints.
+            first = len(titles) + 1 if kinds in seen else 0
+            seen.add(kinds)
+            titles += ["ground truth", record.run]
             cells.append(_columns(record, clips[clip_id], first, titles[first:]))
         rows = ", ".join(report.frame_names(by_run[0][clip_id]))
         caption = f"{html.escape(by_run[0][clip_id]['caption'])} <em>Below the videos: {rows}.</em>"

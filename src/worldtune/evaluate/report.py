@@ -507,16 +507,28 @@ def sample_gallery(record: RunRecord) -> str:
     for clip in record.samples["clips"]:
         video = file_url(record.samples_dir / clip["video"], "video/mp4")
         grid = file_url(record.samples_dir / clip["grid"], "image/png")
-        names = frame_names(clip)
+        names, titles = frame_names(clip), [*control_titles(record), "ground truth", "sample"]
         parts.append(
             f"<figure><figcaption><b>{html.escape(clip['clip_id'])}</b> {html.escape(clip['caption'])}</figcaption>"
-            f"<div class='grid'><div></div><div class='columns'><span>control</span><span>ground truth</span>"
-            f"<span>sample</span></div>"
+            f"<div class='grid'><div></div><div class='columns'>"
+            f"{''.join(f'<span>{html.escape(title)}</span>' for title in titles)}</div>"
             f"<div></div><video src='{video}' controls loop muted autoplay playsinline></video>"
             f"<div class='rows'>{''.join(f'<span>{name}</span>' for name in names)}</div>"
-            f"<img src='{grid}' alt='{', '.join(names)} of control, ground truth and sample'></div></figure>"
+            f"<img src='{grid}' alt='{', '.join(names)} of {html.escape(', '.join(titles))}'></div></figure>"
         )
     return "\n".join(parts)
+
+
+def control_kinds(record: RunRecord) -> list[str]:
+    """Return the control inputs of a run, in the order in which its samples show them; empty where it is not known."""
+    control = recipe_of(record).get("control", {})
+    return [str(control["kind"]), *map(str, control.get("also", []))] if "kind" in control else []
+
+
+def control_titles(record: RunRecord) -> list[str]:
+    """Return the titles of the columns of a drawn clip that show its control inputs."""
+    kinds = control_kinds(record)
+    return ["control"] if len(kinds) < 2 else [f"control ({kind})" for kind in kinds]
 
 
 def frame_names(clip: Mapping[str, Any]) -> list[str]:

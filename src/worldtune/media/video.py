@@ -307,8 +307,8 @@ def read_frames(path: Path, start: int, count: int) -> np.ndarray:
             f"{path} has {index.num_frames} frames; frames {start} to {start + count - 1} were asked for. "
             "Ask for fewer, or leave this clip out."
         )
-    if index.times:
-        frames = _read_by_time(path, index, start, count)
+    for time in _seek_times(index, start):
+        frames = _read_by_time(path, index, start, count, time)
         if frames is not None:
             return frames
     frames_by_count = list(itertools.islice(iterate_frames(path), start, start + count))
@@ -319,16 +319,27 @@ def read_frames(path: Path, start: int, count: int) -> np.ndarray:
     return np.stack(frames_by_count)
 
 
-def _read_by_time(path: Path, index: _Index, start: int, count: int) -> np.ndarray | None:
-    """Return the frames by seeking, or None where the decoder does not give exactly the expected times."""
+def _seek_times(index: _Index, start: int) -> tuple[int | None, ...]:
+    """Return the times to seek to for a frame, the best first; None begins with the file, and without times is none."""
+    if not index.times:
+        return ()
+    before = [seek for seek in index.seeks if seek[0] <= index.times[start]]
+    if not start or not before:
+        return (None,)
+    # Some containers, MP4 among them, look for a presentation time; in those that look for a decoding time, it may be
+    # behind the next keyframe's.
+    return before[-1]
+
+
+def _read_by_time(path: Path, index: _Index, start: int, count: int, time: int | None) -> np.ndarray | None:
+    """Return the frames from a seek on, or None where the decoder does not give exactly the expected times."""
     wanted = index.times[start : start + count]
     frames: np.ndarray | None = None
     found = 0
     with _open(path) as container:
         stream = container.streams.video[0]
-        before = [seek for seek in index.seeks if seek[0] <= wanted[0]]
-        if start and before:
-            container.seek(before[-1][1], stream=stream, backward=True)
+        if time is not None:
+            container.seek(time, stream=stream, backward=True)
         for frame in container.decode(stream):
             if frame.pts is None or frame.pts > wanted[found]:
                 return None

@@ -42,6 +42,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _view_problems(recipe)
     yield from _layout_problems(recipe)
     yield from _control_problems(recipe.control)
+    yield from _several_controls_problems(recipe)
     yield from _cache_problems(recipe)
     yield from _range_problems(recipe)
 
@@ -132,10 +133,11 @@ def _network_problems(recipe: Recipe) -> Iterator[str]:
             f"network.control.num_control_blocks: at most network.base.num_blocks = {base.num_blocks}, "
             f"found {control.num_control_blocks}"
         )
-    if control.hint_channels < LATENT_CHANNELS:
+    needed = LATENT_CHANNELS * len(recipe.control.kinds)
+    if control.hint_channels < needed:
         yield (
-            f"network.control.hint_channels: must be at least the {LATENT_CHANNELS} channels of a control input's "
-            f"latents, found {control.hint_channels}"
+            f"network.control.hint_channels: must be at least the {needed} channels of the latents of "
+            f"{' and '.join(recipe.control.kinds)} ({LATENT_CHANNELS} a control input), found {control.hint_channels}"
         )
 
 
@@ -243,6 +245,17 @@ def _control_problems(control: Control) -> Iterator[str]:
         yield (
             f"control.upscale.probabilities: must be as many as the {len(upscale.divisors)} of "
             f"control.upscale.divisors, found {len(upscale.probabilities)}"
+        )
+
+
+def _several_controls_problems(recipe: Recipe) -> Iterator[str]:
+    control = recipe.control
+    if len(set(control.kinds)) < len(control.kinds):
+        yield f"control.also: names each further control input once and not control.kind, found {list(control.kinds)}"
+    if control.also and "upscale" in control.kinds:
+        yield (
+            "control.also: 'upscale' cannot be learnt together with others, since its samples are parts of the frames, "
+            f"found {list(control.kinds)}"
         )
 
 

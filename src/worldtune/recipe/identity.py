@@ -17,13 +17,14 @@ IDENTITY_DIGITS = 16
 def values_that_affect(recipe: Recipe, *kinds: Affects) -> dict[str, Any]:
     """Return the dotted keys and JSON values of a recipe that affect one of `kinds` (see recipe.schema), sorted.
 
-    Of the controls only the chosen kind's table is in it, since the others act on nothing.
+    What acts on nothing is left out: the tables of controls that were not chosen and, for a single control, what
+    concerns several.
     """
     chosen = {key: value for key, value, affects in _leaves(recipe, "", "weights") if affects in kinds}
-    other = [
-        f"control.{name}." for name in type(recipe.control).model_fields if name not in ("kind", recipe.control.kind)
-    ]
-    return {key: chosen[key] for key in sorted(chosen) if not key.startswith(tuple(other))}
+    inert = [f"control.{name}." for name in type(recipe.control).model_fields if name not in recipe.control.kinds]
+    if not recipe.control.also:
+        inert += ["control.also", "objective.hint_dropout_rate"]
+    return {key: chosen[key] for key in sorted(chosen) if not key.startswith(tuple(inert))}
 
 
 def load_report_values(recipe: Recipe) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def load_report_values(recipe: Recipe) -> dict[str, Any]:
 def dataset_report_values(recipe: Recipe) -> dict[str, Any]:
     """Return the dotted keys and values of a recipe that decide whether a dataset fits it, sorted."""
     values = values_that_affect(recipe, "weights", "outcome")
-    keys = ("control.kind", "network.base.crossattn_emb_channels", "training.micro_batch_size")
+    keys = ("control.kind", "control.also", "network.base.crossattn_emb_channels", "training.micro_batch_size")
     return {
         key: value
         for key, value in values.items()

@@ -103,10 +103,11 @@ def _check_starts(path: Path, recipe: Recipe, root: Path) -> None:
                 f"{key}: checkpoints.init_from = {RESULTS}/{run}, but there is no {start}{_nearest(run, known)}."
             )
         current = _resolve(start, (), root)
-        if current.control.kind != recipe.control.kind:
+        if current.control.kinds != recipe.control.kinds:
             raise WorldtuneError(
-                f"{key}: checkpoints.init_from = {RESULTS}/{run}, which trains the {current.control.kind} control, but "
-                f"{path.stem} trains {recipe.control.kind} (control.kind). Start from a run of the same kind."
+                f"{key}: checkpoints.init_from = {RESULTS}/{run}, which trains the {current.control.label} control, "
+                f"but {path.stem} trains {recipe.control.label} (control.kind, control.also). Start from a run of the "
+                "same kind."
             )
         chain.append(run)
 

@@ -9,6 +9,7 @@ attempt):
 * ``nothing``: the key changes no result; nothing re-runs.
 """
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -25,6 +26,7 @@ from pydantic import (
 from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
 
 Affects = Literal["weights", "outcome", "report", "nothing"]
+ControlKindName = Literal["edge", "vis", "depth", "seg", "keypoint", "upscale", "hdmap", "lidar"]
 
 VIDEO_SIZES_WH: dict[str, dict[str, tuple[int, int]]] = {
     "1080": {"1:1": (1024, 1024), "4:3": (1440, 1056), "3:4": (1056, 1440), "16:9": (1920, 1056), "9:16": (1056, 1920)},
@@ -224,20 +226,33 @@ class UpscaleControl(Section):
 class Control(Section):
     """The control input."""
 
-    kind: Literal["edge", "vis", "depth", "seg", "keypoint", "upscale", "hdmap", "lidar"]
+    kind: ControlKindName
     """Which control input the branch learns."""
+    also: tuple[ControlKindName, ...] = ()
+    """Further control inputs that the branch learns together with `kind`: their latents lie behind its own along the
+    hint's channels, and training leaves some of them out (objective.hint_dropout_rate)."""
     grayscale: bool = False
     """Whether the three colours of the hint are replaced by their mean."""
     edge: EdgeControl = EdgeControl()
-    """Used where kind is "edge"."""
+    """Used where "edge" is `kind` or in `also`."""
     vis: VisControl = VisControl()
-    """Used where kind is "vis"."""
+    """Used where "vis" is `kind` or in `also`."""
     seg: SegControl = SegControl()
-    """Used where kind is "seg"."""
+    """Used where "seg" is `kind` or in `also`."""
     keypoint: KeypointControl = KeypointControl()
-    """Used where kind is "keypoint"."""
+    """Used where "keypoint" is `kind` or in `also`."""
     upscale: UpscaleControl = UpscaleControl()
-    """Used where kind is "upscale"."""
+    """Used where "upscale" is `kind` or in `also`."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """All control inputs, in the order of the hint's channels."""
+        return (self.kind, *self.also)
+
+    @property
+    def label(self) -> str:
+        """The control inputs in a word, for people and file names: `edge`, or `edge-depth`."""
+        return "-".join(self.kinds)
 
 
 class Objective(Section):
@@ -257,8 +272,9 @@ class Objective(Section):
     """Factor on the loss."""
     text_dropout_rate: float = Field(default=0.2, ge=0.0, le=1.0)
     """Probability that a sample's text embedding is replaced by zeros."""
-    hint_dropout_rate: float = Field(default=0.3, ge=0.0, le=1.0, json_schema_extra=affects("nothing"))
-    """Probability of dropping each control of several; a single control, which all recipes have, is never dropped."""
+    hint_dropout_rate: float = Field(default=0.3, ge=0.0, le=1.0)
+    """Probability that a sample is given mid-grey in the place of a control input, for each of several (control.also);
+    one is always kept, and a single one is never dropped."""
     max_condition_frames: NonNegativeInt = 2
     """Given latent frames are drawn uniformly from 0 to this number; of several views, as many of each."""
     main_view_given: bool = False
@@ -446,6 +462,9 @@ class Cluster(Section):
     """CPU cores for each process."""
     mem_gb_per_gpu: PositiveFloat = 120.0
     """Main memory for each process, in GiB."""
+    gpu_memory_gb: NonNegativeFloat = 79.0
+    """Memory of one GPU in GiB, which a recipe must fit before a job is submitted; a GPU of "80 GB" has 79. 0 checks
+    nothing."""
     runtime_minutes: PositiveInt = 1440
     """Time limit of one job; a run that needs longer continues in the next one."""
     save_seconds: PositiveInt = Field(default=600, le=65535)
@@ -477,6 +496,16 @@ class Recipe(Section):
     def world_size(self) -> int:
         """Processes of a training job."""
         return self.parallel.tensor * self.parallel.context * self.parallel.data
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that a training job takes."""
+        return math.ceil(self.world_size / self.cluster.gpus_per_node)
+
+    @property
+    def processes_per_node(self) -> int:
+        """Processes, one a GPU, on each node of a training job."""
+        return self.world_size // self.num_nodes
 
     @property
     def num_latent_frames(self) -> int:

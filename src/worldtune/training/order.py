@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -57,8 +58,37 @@ class OrdinalBatchSampler(Sampler[list[int]]):
         """Return the number of micro-batches."""
         return len(self._steps) * self._layout.accumulation
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield the sample numbers of each micro-batch."""
-        for step in self._steps:
-            for micro_step in range(self._layout.accumulation):
-                yield self._layout.ordinals(step, micro_step, self._data_rank)
+    def __iter__(self) -> "OrdinalIterator":
+        """Return an iterator over the sample numbers of each micro-batch."""
+        first, last = (step * self._layout.accumulation for step in (self._steps.start, self._steps.stop))
+        return OrdinalIterator(self._layout, self._data_rank, first, last)
+
+
+class OrdinalIterator(Iterator[list[int]]):
+    """Yields sample numbers, a micro-batch at a time, and tells its position to torchdata's StatefulDataLoader.
+
+    Micro-batches of one data-parallel rank are counted from the run's first step on.
+    """
+
+    def __init__(self, layout: BatchLayout, data_rank: int, first: int, last: int) -> None:
+        """Take micro-batches `first` (inclusive) to `last` (exclusive)."""
+        self._layout = layout
+        self._data_rank = data_rank
+        self._next = first
+        self._last = last
+
+    def __next__(self) -> list[int]:
+        """Return the sample numbers of the next micro-batch."""
+        if self._next >= self._last:
+            raise StopIteration
+        step, micro_step = divmod(self._next, self._layout.accumulation)
+        self._next += 1
+        return self._layout.ordinals(step, micro_step, self._data_rank)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of the next micro-batch."""
+        return {"micro_batch": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the micro-batch that `state_dict` told."""
+        self._next = state["micro_batch"]

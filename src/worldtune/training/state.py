@@ -350,7 +350,8 @@ class _Writer(dcp.FileSystemWriter):
 
     def __init__(self, folder: Path, record: Mapping[str, Any], publish: Callable[[], None]) -> None:
         """Take the folder, what state.json says besides files, and what to do when all is written."""
-        super().__init__(folder, single_file_per_rank=True)
+        # Nothing is left to copy from a device: copying ahead would wait, tensor by tensor, for the step at work there.
+        super().__init__(folder, single_file_per_rank=True, per_thread_copy_ahead=0)
         self._record = dict(record)
         self._publish = publish
         self._started = time.monotonic()

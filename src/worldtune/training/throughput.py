@@ -2,16 +2,7 @@
 
 import torch
 
-PEAK_TFLOPS = {
-    **dict.fromkeys(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB"), 312.0),
-    **dict.fromkeys(("NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"), 312.0),
-    "NVIDIA H100 PCIe": 756.0,
-    **dict.fromkeys(("NVIDIA H100 NVL", "NVIDIA H200 NVL"), 835.0),
-    **dict.fromkeys(("NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA GH200 480GB"), 989.0),
-    "NVIDIA B200": 2250.0,
-}
-"""Dense bfloat16 TFLOP/s by the name that CUDA gives a GPU, from NVIDIA's datasheets of A100, H100, H200, GH200 and HGX
-B200: half of what they give "with sparsity". A part of a GPU (MIG) has another name, and so no figure."""
+from worldtune.training.hardware import peak_tflops
 
 
 def peak_flop_per_s(device: torch.device, precision: str) -> float | None:
@@ -23,7 +14,7 @@ def peak_flop_per_s(device: torch.device, precision: str) -> float | None:
     """
     if device.type != "cuda" or precision != "bfloat16":
         return None
-    peak = PEAK_TFLOPS.get(torch.cuda.get_device_name(device))
+    peak = peak_tflops(torch.cuda.get_device_name(device))
     return None if peak is None else peak * 1e12
 
 

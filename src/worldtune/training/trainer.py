@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,6 +48,7 @@ from worldtune.training.metrics import (
 )
 from worldtune.training.optimizer import MasterAdamW, learning_rate_factor
 from worldtune.training.order import BatchLayout
+from worldtune.training.preflight import Preflight
 from worldtune.training.random import seed_default_generators
 from worldtune.training.sharding import broadcast_replicas, trainable_parameters
 from worldtune.training.signals import StopRequest
@@ -59,6 +61,8 @@ VERSION = 1
 """Raised when a change of the trainer changes the weights that come out; it enters every attempt's identity."""
 
 CHECKPOINTS = "checkpoints"
+LOADERS = "loaders"
+"""Key of the loaders' positions in what a checkpoint carries."""
 RECENT_STEPS = 20
 LAST_WRITE_S = 600.0
 """What a checkpoint in flight is given when training has failed."""
@@ -88,6 +92,7 @@ def train(
     lease: Lease | None,
     tracker: Tracker,
     about: Mapping[str, str],
+    preflight: Preflight | None,
 ) -> TrainResult:
     """Train to `training.max_iter`, from the attempt's newest checkpoint if it has one. Collective over all ranks.
 
@@ -101,19 +106,19 @@ def train(
         lease: on rank 0, the right to write into `attempt`.
         tracker: a view of the metrics; used on rank 0.
         about: what checkpoints belong to, such as the hash of the frozen base, which they do not hold.
+        preflight: what is measured before the first step of this call; None measures nothing.
 
     Raises:
         WorldtuneError: the first loss is out of its band, losses or gradients were not finite too often, a held-out
-            loss was not, a batch is bad, the network's parallel plan is wrong, a checkpoint belongs to something else,
-            or the lease was lost.
+            loss was not, a batch is bad, the network's parallel plan is wrong, the largest batch does not fit the GPU,
+            a checkpoint belongs to something else, or the lease was lost.
         TemporaryError: the disk is too full for the checkpoints.
     """
-    trainer = _Trainer(recipe, task, attempt, mesh, device, stop, lease, tracker, about)
+    trainer = _Trainer(recipe, task, attempt, mesh, device, stop, lease, tracker, about, preflight)
     try:
         return trainer.run()
     finally:
-        # Also after an error: what was saved before it shall not be lost with it.
-        trainer.store.close(LAST_WRITE_S)
+        trainer.close()
 
 
 class _Trainer:
@@ -128,10 +133,11 @@ class _Trainer:
         lease: Lease | None,
         tracker: Tracker,
         about: Mapping[str, str],
+        preflight: Preflight | None,
     ) -> None:
         self.recipe, self.task, self.attempt = recipe, task, attempt
         self.mesh, self.device, self.stop, self.tracker = mesh, device, stop, tracker
-        self.lease = lease
+        self.lease, self.preflight = lease, preflight
         self.is_main = dist.get_rank() == 0
         self.data_rank = mesh.data.get_local_rank()
         self.layout = BatchLayout(
@@ -157,22 +163,36 @@ class _Trainer:
         self.data_wait = DataWait(recipe)
         self.own_data_wait = 0.0
         self.peak = peak_flop_per_s(device, recipe.training.precision)
+        self.reader: BatchReader | None = None
+
+    def close(self) -> None:
+        """End what runs beside the loop."""
+        try:
+            # Also after an error: what was saved before it shall not be lost with it.
+            self.store.close(LAST_WRITE_S)
+        finally:
+            if self.reader is not None:
+                self.reader.close()
 
     def run(self) -> TrainResult:
         last_step = self.recipe.training.max_iter
         self.first_step = first_step = self._resume()
-        if first_step < last_step:
+        measures_only = self.preflight is not None and self.preflight.only
+        if first_step < last_step and not measures_only:
             self.store.prepare(self.state)
-            reader = BatchReader(
+            self.reader = reader = BatchReader(
                 self.task.make_dataset,
                 self.layout,
                 self.task.sample_group,
                 self.device,
+                dataset_digest=self.task.dataset_digest,
                 data_rank=self.data_rank,
                 num_workers=self.recipe.data.num_workers,
                 first_step=first_step,
                 last_step=last_step,
             )
+            reader.load_state_dict(self.loaders)
+            reader.start()
             self.batches = Prefetcher(
                 reader.next,
                 self.task.prepare,
@@ -180,6 +200,10 @@ class _Trainer:
                 num_batches=reader.num_batches,
                 ahead=self.recipe.parallel.encode_ahead,
             )
+        if self.preflight is not None and (first_step < last_step or measures_only):
+            self.preflight.run(self.task, self.state, self.gradients, self.mesh)
+            if measures_only:
+                return TrainResult(step=first_step, new_steps=0, stopped=None)
         self._validate_if_due()
         stopped = self._agree(torch.zeros(0, device=self.device))[2]
         with step_progress("step", last_step, done=first_step, is_shown=self.is_main) as self.show:
@@ -187,15 +211,24 @@ class _Trainer:
                 stopped = self._step()
                 is_last = self.state.step == last_step or stopped is not None
                 if self.state.step % self.recipe.saving.every == 0 or is_last:
-                    self.store.begin(self.state)
+                    self.store.begin(self.state, {LOADERS: self._loader_positions()})
                 # A stop has no time for it; the next start makes up for what is due.
                 if stopped is None:
                     self._validate_if_due()
         self.store.finish()
         return TrainResult(step=self.state.step, new_steps=self.state.step - first_step, stopped=stopped)
 
+    def _loader_positions(self) -> list[dict[str, Any]]:
+        """Return the position of each data-parallel rank's loader, in their order; collective over all ranks."""
+        assert self.reader is not None
+        found: list[dict[str, Any] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, self.reader.state_dict(self.state.step))
+        return sorted((position for position in found if position is not None), key=lambda one: one["data_rank"])
+
     def _resume(self) -> int:
-        resumed = self.store.resume(self.state) is not None
+        extra = self.store.resume(self.state)
+        resumed = extra is not None
+        self.loaders = (extra or {}).get(LOADERS, [])
         if self.state.step > self.recipe.training.max_iter:
             raise WorldtuneError(
                 f"{self.attempt} has gone on to step {self.state.step}, beyond training.max_iter = "

@@ -2,11 +2,12 @@
 
 Video and control stay uint8 until they are on the device: they are what is broadcast over a tensor-parallel group.
 
-A sample holds `clip_id` (str), `ordinal` (int64 [], -1 in evaluation), `video` and `hint` (uint8 [3, T, H, W]), `text`
-(float32 [M, D]), `fps` (float32 []), `padding_mask` (float32 [1, H, W], 1 where the picture is padded) and `image_size`
-(float32 [4]: height and width, then those without the padding). Where latents are cached, `latents` ([16, t, h, w] in
-the recipe's precision, not scaled) takes the place of `video`. Several views lie one after the other along T and M;
-`view_indices` (int64 [latent frames]) then says which camera each latent frame is of.
+A sample holds `clip_id` (str), `ordinal` (int64 [], -1 in evaluation), `video` (uint8 [3, T, H, W]), `hint` (uint8
+[3k, T, H, W], the recipe's k control inputs one behind the other), `text` (float32 [M, D]), `fps` (float32 []),
+`padding_mask` (float32 [1, H, W], 1 where the picture is padded) and `image_size` (float32 [4]: height and width, then
+those without the padding). Where latents are cached, `latents` ([16, t, h, w] in the recipe's precision, not scaled)
+takes the place of `video`. Several views lie one after the other along T and M; `view_indices` (int64 [latent frames])
+then says which camera each latent frame is of.
 """
 
 import logging
@@ -54,6 +55,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         """
         check_dataset(dataset, recipe)
         self.root = Path(dataset.root)
+        self.digest = dataset.digest
         self.scenes = dataset.scenes
         self.recipe = recipe
         self.latents = latents
@@ -88,8 +90,9 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         start = int(numpy_generator(seed, "window", ordinal).integers(0, last_start + 1))
         views = draw_views(recipe, numpy_generator(seed, "views", ordinal))
         # One stream for all views, which thereby have different colours of objects, but one after the other.
-        stream = numpy_generator(seed, "control", ordinal)
-        parts = [self._view(part, start, stream) for part in self._clips(clip, views)]
+        streams = [numpy_generator(seed, "control", ordinal)]
+        streams += [numpy_generator(seed, "control", kind, ordinal) for kind in recipe.control.also]
+        parts = [self._view(part, start, streams) for part in self._clips(clip, views)]
         return self._assemble(clip, ordinal, parts, views)
 
     def evaluation_sample(self, clip: Clip) -> Sample:
@@ -102,38 +105,44 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         names = self.recipe.data.views
         return [self.scenes[clip.clip_id][names[view]] for view in views] if views else [clip]
 
-    def _view(self, clip: Clip, start: int, stream: np.random.Generator | None) -> "_View":
-        """Read one clip's window and its control: drawn from `stream`, or the fixed one where there is none."""
+    def _view(self, clip: Clip, start: int, streams: Sequence[np.random.Generator] | None) -> "_View":
+        """Read one clip's window and its controls: each drawn from its stream, or the fixed ones without streams."""
         recipe = self.recipe
-        kind, num_frames = recipe.control.kind, recipe.data.num_frames
+        kinds, num_frames = recipe.control.kinds, recipe.data.num_frames
         size_wh = recipe.video_sizes_wh[aspect_ratio(clip)]
         assert clip.width is not None
         assert clip.height is not None
-        if self.latents is None or kind not in SIZE_ONLY_KINDS:
+        if self.latents is None or not SIZE_ONLY_KINDS.issuperset(kinds):
             frames = read_frames(clip.video_path(self.root), start, num_frames)
         else:
             # Takes no memory: one byte that is shown at each place.
             frames = np.broadcast_to(np.uint8(0), (num_frames, clip.height, clip.width, 3))
-        source = ControlSource(
-            frames=frames,
-            start=start,
-            file=clip.control_path(self.root, kind) if kind in CONTROL_SUFFIXES else None,
-            size_wh=size_wh,
-        )
-        control = CONTROL_KINDS[kind]
-        controlled = (
-            control.evaluation(source, recipe.control)
-            if stream is None
-            else control.training(source, recipe.control, stream)
-        )
+        controlled = []
+        for index, kind in enumerate(kinds):
+            source = ControlSource(
+                frames=frames,
+                start=start,
+                file=clip.control_path(self.root, kind) if kind in CONTROL_SUFFIXES else None,
+                size_wh=size_wh,
+            )
+            control = CONTROL_KINDS[kind]
+            controlled.append(
+                control.evaluation(source, recipe.control)
+                if streams is None
+                else control.training(source, recipe.control, streams[index])
+            )
+        # A kind that takes a part of the frames is never one of several.
+        shown = controlled[0].video
         # Without frames it tells the padding alone.
-        video = fit(controlled.video if self.latents is None else controlled.video[:0], size_wh)
-        height, width = controlled.video.shape[1:3]
+        video = fit(shown if self.latents is None else shown[:0], size_wh)
+        height, width = shown.shape[1:3]
         text = read_t5(clip.t5_path(self.root), recipe.data.text_tokens, recipe.network.base.crossattn_emb_channels)
         return _View(
             video=video,
             latents=None if self.latents is None else read_latents(self.latents, clip),
-            hint=fit(controlled.hint, size_wh, source_wh=(width, height)).frames,
+            hint=np.concatenate(
+                [fit(each.hint, size_wh, source_wh=(width, height)).frames for each in controlled], axis=3
+            ),
             text=torch.from_numpy(text),
         )
 
@@ -168,7 +177,7 @@ class _View:
     latents: Tensor | None
     """[16, t, h, w]; None where latents are not cached."""
     hint: np.ndarray
-    """uint8 [T, H, W, 3]."""
+    """uint8 [T, H, W, 3k]."""
     text: Tensor
     """float32 [M, D]."""
 

@@ -15,7 +15,7 @@ class Conditions:
     """What the denoiser is given beside the noisy latents."""
 
     hint_bcthw: Tensor
-    """Latents of the control input."""
+    """Latents of the control inputs, one behind the other along the channels."""
     text: Tensor
     """Text embeddings [B, M, D]; zeros where the text is dropped."""
     fps: Tensor

@@ -62,7 +62,8 @@ class ControlNetwork(DiffusionTransformer):
         """Return the residuals [L, B, D] that the base adds after its blocks, by block name.
 
         Args:
-            hint: latents of the control input [B, C, T, H, W]; fewer than hint_channels are filled up with zeros.
+            hint: latents of the control inputs [B, C, T, H, W], one behind the other along C; fewer channels than
+                hint_channels are filled up with zeros.
             control_weight: factor on all residuals: a number, or one a sample [B] (0 leaves the branch out of it).
             features: filled with "guided_hint" and, by block name, each control block's output before the hint is
                 added; all [L, B, D].

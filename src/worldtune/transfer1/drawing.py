@@ -1,4 +1,4 @@
-"""Samples of an export: control, ground truth and sample side by side, as videos and pictures."""
+"""Samples of an export: controls, ground truth and sample side by side, as videos and pictures."""
 
 import logging
 import time
@@ -102,7 +102,9 @@ def draw_run(
         started = time.monotonic()
         sample = clips.evaluation_sample(clip)
         drawn = draw_sample(denoiser, encoder, sample, recipe, sampling=sampling, num_given_frames=num_given_frames)
-        columns = [_views_stacked(video, recipe.num_views) for video in (sample["hint"], sample["video"], drawn)]
+        assert isinstance(sample["hint"], Tensor)
+        shown = (*sample["hint"].split(3), sample["video"], drawn)
+        columns = [_views_stacked(video, recipe.num_views) for video in shown]
         files = write_comparison(output_dir / clip.clip_id, columns, float(sample["fps"]))
         entries.append(
             {

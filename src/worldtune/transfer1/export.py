@@ -155,7 +155,7 @@ def _build(run: TrainedRun, folder: Path, *, checkpoints_dir: Path, datasets_dir
     header = _header(run, rate)
     provenance = _provenance(run, rate, base_split, datasets_dir)
     write_weights(folder, averaged, header)
-    original = folder / f"{run.recipe.control.kind}_control.pt"
+    original = folder / f"{run.recipe.control.label}_control.pt"
     # Given a path, torch.save does not say why it cannot write.
     with disk_errors_named(original), open(original, "wb") as file:
         torch.save({**averaged, **logvar}, file)
@@ -279,7 +279,7 @@ def verify_export(folder: Path, run: TrainedRun, logvar: Mapping[str, Tensor]) -
     averaged = named_weights(read_weights(run.checkpoint, run.recipe.ema.rates[0]), run.recipe)
     exported = read_exported(folder)
     _compare(f"{folder / WEIGHTS}.safetensors", exported, averaged)
-    original = folder / f"{run.recipe.control.kind}_control.pt"
+    original = folder / f"{run.recipe.control.label}_control.pt"
     _compare(str(original), read_checkpoint(original), {**averaged, **logvar})
     from_export = _outputs(run.recipe, exported)
     from_checkpoint = _outputs(run.recipe, averaged)
@@ -350,7 +350,7 @@ def _header(run: TrainedRun, rate: float) -> dict[str, str]:
         "worldtune_format": str(EXPORT_FORMAT),
         "run": run.run_dir.name,
         "identity": manifest["identity"],
-        "control": run.recipe.control.kind,
+        "control": run.recipe.control.label,
         "step": str(manifest["final_step"]),
         "weights": ema_group(rate),
         "base": manifest["checkpoints"]["base"]["path"],
@@ -365,7 +365,7 @@ def _config(run: TrainedRun) -> dict[str, Any]:
         "format": EXPORT_FORMAT,
         "family": recipe.experiment.family,
         "identity": run.manifest["identity"],
-        "control": recipe.control.kind,
+        "control": recipe.control.label,
         "network": recipe.network.model_dump(mode="json"),
         "objective": {"sigma_data": recipe.objective.sigma_data},
         "num_frames": recipe.data.num_frames,
@@ -377,7 +377,7 @@ def _provenance(run: TrainedRun, rate: float, base_split: Path, datasets_dir: Pa
     manifest, recipe = run.manifest, run.recipe
     places = {
         "dataset": recipe.data.dataset,
-        "kind": recipe.control.kind,
+        "kind": recipe.control.label,
         "base_split": str(base_split),
         "run_dir": str(run.run_dir),
     }
@@ -460,7 +460,7 @@ def take_export(run_dir: Path, target: Path, *, expected: str | None = None) -> 
     recipe, provenance = read_export(model)
     if (provenance["identity"], provenance["step"]) != (manifest["identity"], manifest["final_step"]):
         raise WorldtuneError(f"{model} is of another attempt than {run_dir / MANIFEST}. Export the run again.")
-    source = model / f"{recipe.control.kind}_control.pt"
+    source = model / f"{recipe.control.label}_control.pt"
     recorded = provenance["files"].get(source.name)
     if not source.is_file() or sha256_file(source) != recorded:
         raise WorldtuneError(f"{source} is not the file that was exported. Delete {model} and export the run again.")

@@ -7,7 +7,7 @@ from worldtune.recipe.schema import Recipe
 
 CARD = """---
 library_name: worldtune
-tags: [video, controlnet, {kind}]
+tags: [video, controlnet, {tags}]
 base_model: {base_repo}
 ---
 
@@ -80,7 +80,8 @@ def model_card(recipe: Recipe, provenance: Mapping[str, Any]) -> str:
     return CARD.format(
         run=provenance["run"],
         description=recipe.experiment.description.rstrip("."),
-        kind=recipe.control.kind,
+        kind=recipe.control.label,
+        tags=", ".join(recipe.control.kinds),
         base_repo=base["path"].rpartition("/")[0],
         base_path=base["path"],
         base_sha256=base["sha256"],

@@ -120,6 +120,28 @@ def draw(
     )
 
 
+def draw_kept_hints(ordinals: Sequence[int], num_hints: int, *, seed: int, config: Objective) -> Tensor:
+    """Draw which of several control inputs each sample is given (spec/transfer1-training.md 2.6); one at least.
+
+    Args:
+        ordinals: global sample numbers, one a sample.
+        num_hints: k, control inputs of a sample.
+        seed: seed of the run.
+        config: probability of dropping each.
+
+    Returns:
+        1 where a control input is kept, else 0; float32 [B, k] on the CPU. A single one is always kept.
+    """
+    rows = []
+    for ordinal in ordinals:
+        chances = torch.rand(num_hints, generator=generator(seed, "hint_dropout", ordinal), dtype=torch.float64)
+        kept = chances >= config.hint_dropout_rate
+        # Where all are dropped, each has the same chance to be the largest.
+        kept[chances.argmax()] = True
+        rows.append(kept.float())
+    return torch.stack(rows)
+
+
 def given_frames(num_latent_frames: int, num_given: int, *, config: Objective, num_views: int = 1) -> Tensor:
     """Return the indicator of given latent frames, float32 [T] (spec/transfer1-training.md 2.8).
 

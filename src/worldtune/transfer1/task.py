@@ -23,8 +23,9 @@ from worldtune.transfer1.batch import ClipDataset
 from worldtune.transfer1.conditions import Conditions
 from worldtune.transfer1.control import ControlNetwork
 from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser, check_step_zero
+from worldtune.transfer1.largest import largest_batch
 from worldtune.transfer1.loading import LoadReport
-from worldtune.transfer1.objective import add_noise, draw, edm_loss, given_frames
+from worldtune.transfer1.objective import add_noise, draw, draw_kept_hints, edm_loss, given_frames
 from worldtune.transfer1.tokenizer import VideoTokenizer
 
 VALIDATION_SEED = 0
@@ -45,7 +46,7 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: Mesh, device: torch.device)
     control_state = read_own_shard(inputs.control, degree, rank) if inputs.control else None
     choose_attention(recipe, device)
     built = build_denoiser(recipe, read_own_shard(inputs.base, degree, rank), control_state, mesh, device)
-    check_step_zero(built.denoiser, recipe, device, is_fresh=inputs.control is None)
+    step_zero = check_step_zero(built.denoiser, recipe, device, is_fresh=inputs.control is None)
     tokenizer = VideoTokenizer(inputs.tokenizer, recipe.data.num_frames, device, DTYPES[recipe.training.precision])
     return Transfer1Task(
         recipe,
@@ -54,6 +55,7 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: Mesh, device: torch.device)
         dataset,
         mesh,
         load_reports=built.load_reports,
+        start_checks={"step_zero_parity": step_zero},
     )
 
 
@@ -82,7 +84,7 @@ def choose_attention(recipe: Recipe, device: torch.device) -> None:
 
 
 class LatentEncoder:
-    """Pixels to scaled latents, each of video and control on a rank of its own where two ranks share samples."""
+    """Pixels to scaled latents, each of video and controls on a rank of its own where enough ranks share samples."""
 
     def __init__(
         self, tokenizer: VideoTokenizer, group: dist.ProcessGroup, device: torch.device, recipe: Recipe
@@ -102,16 +104,17 @@ class LatentEncoder:
         self.group = group
 
     @torch.no_grad()
-    def __call__(self, *videos: Tensor) -> list[Tensor]:
+    def __call__(self, videos: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
         """Return the latents, float32 [B, 16, T, H, W], of uint8 videos [B, 3, T, H, W].
 
-        Collective over the group, whose ranks all get the same values.
+        Beside each video is which samples of it are kept, or None for all: see VideoTokenizer.encode_frames. Collective
+        over the group, whose ranks all get the same values.
         """
         size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
         latents = []
-        for index, video in enumerate(videos):
+        for index, (video, kept_b) in enumerate(videos):
             if index % size == rank:
-                latents.append(self.tokenizer.encode_frames(video).contiguous())
+                latents.append(self.tokenizer.encode_frames(video, kept_b).contiguous())
             else:
                 shape = latent_shape(video.shape, self.tokenizer.num_frames)
                 latents.append(torch.empty(shape, dtype=self.dtype, device=self.device))
@@ -120,13 +123,19 @@ class LatentEncoder:
                 dist.broadcast(latent, group=self.group, group_src=index % size)
         return [latent.float() * self.sigma_data for latent in latents]
 
-    def encode_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the latents of a batch's video, as they were cached where it has them, and those of its hint."""
-        if "latents" not in batch:
-            latents, hint = self(batch["video"], batch["hint"])
-            return latents, hint
-        [hint] = self(batch["hint"])
-        return batch["latents"].float() * self.sigma_data, hint
+    def encode_batch(self, batch: Batch, kept_hints_bk: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the latents of a batch's video and those of its k control inputs, [B, 16k, T, H, W].
+
+        Args:
+            batch: its video's latents are taken as they were cached where it has them.
+            kept_hints_bk: 0 where a control input is dropped, [B, k]; None keeps all.
+        """
+        hints = batch["hint"].split(3, dim=1)
+        kept = kept_hints_bk.unbind(dim=1) if kept_hints_bk is not None else [None] * len(hints)
+        videos = [(batch["video"], None)] if "latents" not in batch else []
+        encoded = self([*videos, *zip(hints, kept, strict=True)])
+        latents = encoded[0] if videos else batch["latents"].float() * self.sigma_data
+        return latents, torch.cat(encoded[len(videos) :], dim=1)
 
 
 def latent_shape(video_shape_bcthw: Sequence[int], frames_a_view: int) -> tuple[int, int, int, int, int]:
@@ -156,6 +165,7 @@ class Transfer1Task:
         mesh: Mesh,
         *,
         load_reports: Mapping[str, LoadReport],
+        start_checks: Mapping[str, str],
     ) -> None:
         """Join what `build_task` built."""
         self.recipe = recipe
@@ -164,6 +174,7 @@ class Transfer1Task:
         self.dataset = dataset
         self.mesh = mesh
         self.load_reports = load_reports
+        self.start_checks = start_checks
         self._held_out: dict[str, _HeldOutClip] = {}
 
     @property
@@ -177,6 +188,11 @@ class Transfer1Task:
         return self.encoder.group
 
     @property
+    def dataset_digest(self) -> str:
+        """Digest of the dataset's clips."""
+        return self.dataset.digest
+
+    @property
     def measured_clip_ids(self) -> list[str]:
         """The held-out clips that `validate` measures."""
         return [clip.clip_id for clip in self.dataset.measured_clips]
@@ -185,9 +201,25 @@ class Transfer1Task:
         """Return the training samples by ordinal."""
         return self.dataset
 
+    def largest_batch(self) -> Batch:
+        """Return a random micro-batch of the largest size of the training clips, on the device."""
+        return largest_batch(self.dataset, self.encoder.device)
+
     def prepare(self, batch: Batch) -> Batch:
-        """Return a micro-batch with scaled latents, float32 [B, 16, T, H, W], as `latents` and `hint`: no pixels."""
-        latents, hint = self.encoder.encode_batch(batch)
+        """Return a micro-batch with scaled latents, float32, as `latents` and `hint`: no pixels.
+
+        Of several control inputs some are dropped (objective.hint_dropout_rate).
+        """
+        recipe = self.recipe
+        kept_hints = None
+        if recipe.control.also:
+            kept_hints = draw_kept_hints(
+                batch["ordinal"].tolist(),
+                len(recipe.control.kinds),
+                seed=recipe.training.seed,
+                config=recipe.objective,
+            )
+        latents, hint = self.encoder.encode_batch(batch, kept_hints)
         kept = {key: value for key, value in batch.items() if key != "video"}
         return {**kept, "latents": latents, "hint": hint}
 

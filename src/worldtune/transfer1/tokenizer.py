@@ -48,9 +48,17 @@ class VideoTokenizer:
         self._decoder = self._load("decoder")
         self._mean, self._std = self._load_statistics()
 
-    def encode_frames(self, video: Tensor) -> Tensor:
-        """Return the normalised latents of uint8 frames [B, 3, n * num_frames, H, W]; see `encode`."""
-        return self.encode(video.to(self.device, self.dtype) / 127.5 - 1)
+    def encode_frames(self, video: Tensor, kept_b: Tensor | None = None) -> Tensor:
+        """Return the normalised latents of uint8 frames [B, 3, n * num_frames, H, W]; see `encode`.
+
+        Args:
+            video: the frames.
+            kept_b: 0 for a sample whose pixels are all replaced by mid-grey (0 of -1 to 1), else 1; [B].
+        """
+        pixels = video.to(self.device, self.dtype) / 127.5 - 1
+        if kept_b is not None:
+            pixels = pixels * kept_b.to(pixels)[:, None, None, None, None]
+        return self.encode(pixels)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
