@@ -20,9 +20,9 @@ PEAK_TFLOPS = {
     "NVIDIA B200": 2250.0,
     "NVIDIA GB200": 2500.0,
 }
-"""Dense bfloat16 operations in 10^12 a second by the name that CUDA gives a GPU, from NVIDIA's datasheets of A100, H100,
-H200, GH200, HGX B200 and GB200: half of what they give "with sparsity". A part of a GPU (MIG) has another name, and so
-no figure."""
+"""Dense bfloat16 operations in 10^12 a second by the name that CUDA gives a GPU, from NVIDIA's datasheets of A100,
+H100, H200, GH200, HGX B200 and GB200: half of what they give "with sparsity". A part of a GPU (MIG) has another name,
+and so no figure."""
 
 
 def describe_hardware(device: torch.device, world_size: int) -> dict[str, Any]:

@@ -1,10 +1,15 @@
 """What an optimizer step gives: its batch, its numbers on the host, its row of the record."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from worldtune.parallel.mesh import Mesh
 from worldtune.training.metrics import Row, finite
+from worldtune.training.order import BatchLayout
 from worldtune.training.throughput import utilization
 
 
@@ -18,6 +23,31 @@ class StepBatch:
     """Of this rank's micro-steps, float32 [A]."""
     clip_ids: list[str]
     """Of the global batch, in the order of its sample numbers."""
+
+
+def gather_batch(
+    losses: Tensor, clip_ids: list[list[str]], work: Sequence[float], *, layout: BatchLayout, mesh: Mesh
+) -> StepBatch:
+    """Join what all data-parallel ranks' micro-steps gave. Collective over them.
+
+    Args:
+        losses: loss and EDM loss of this rank's micro-steps, float32 [A, 2].
+        clip_ids: of each of them.
+        work: tokens and operations of all of them together.
+        layout: the samples over ranks and micro-steps.
+        mesh: of all ranks.
+    """
+    sent = [torch.full((), value, dtype=torch.float32, device=losses.device) for value in work]
+    totals = torch.cat([losses.mean(dim=0) / layout.data, torch.stack(sent)])
+    rows = [clip_ids]
+    if layout.data > 1:
+        group = mesh.data.get_group()
+        dist.all_reduce(totals, group=group)
+        rows = [[] for _ in range(layout.data)]
+        dist.all_gather_object(rows, clip_ids, group=group)
+    # A sample's number rises by micro-step, then by rank.
+    ordered = [clip_id for micro_step in zip(*rows, strict=True) for row in micro_step for clip_id in row]
+    return StepBatch(totals=totals, losses=losses[:, 0], clip_ids=ordered)
 
 
 @dataclass(frozen=True, kw_only=True)

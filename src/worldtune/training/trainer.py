@@ -53,7 +53,7 @@ from worldtune.training.random import seed_default_generators
 from worldtune.training.sharding import broadcast_replicas, trainable_parameters
 from worldtune.training.signals import StopRequest
 from worldtune.training.state import CheckpointStore, TrainState
-from worldtune.training.steps import StepBatch, StepNumbers
+from worldtune.training.steps import StepBatch, StepNumbers, gather_batch
 from worldtune.training.task import Task
 from worldtune.training.throughput import peak_flop_per_s
 
@@ -336,19 +336,7 @@ class _Trainer:
             losses.append(torch.stack([output.loss.detach(), output.edm_loss.detach()]).float())
             clip_ids.append(list(batch["clip_id"]))
             work = [work[0] + output.num_tokens, work[1] + output.flop]
-        own = torch.stack(losses)
-        sent = [torch.full((), value, dtype=torch.float32, device=self.device) for value in work]
-        totals = torch.cat([own.mean(dim=0) / self.layout.data, torch.stack(sent)])
-        if self.layout.data > 1:
-            dist.all_reduce(totals, group=self.mesh.data.get_group())
-        return StepBatch(totals=totals, losses=own[:, 0], clip_ids=self._global_clip_ids(clip_ids))
-
-    def _global_clip_ids(self, clip_ids: list[list[str]]) -> list[str]:
-        rows = [clip_ids]
-        if self.layout.data > 1:
-            rows = [[] for _ in range(self.layout.data)]
-            dist.all_gather_object(rows, clip_ids, group=self.mesh.data.get_group())
-        return [clip_id for micro_step in zip(*rows, strict=True) for row in micro_step for clip_id in row]
+        return gather_batch(torch.stack(losses), clip_ids, work, layout=self.layout, mesh=self.mesh)
 
     def _agree(self, measured: Tensor) -> tuple[list[float], bool, str | None]:
         """Return this rank's values, whether all ranks' are finite, and why to stop if any rank was asked to."""
