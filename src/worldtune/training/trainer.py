@@ -19,6 +19,7 @@ from worldtune.training.data import BatchReader, Prefetcher
 from worldtune.training.ema import PowerEma
 from worldtune.training.gradients import GradientAccumulator, check_replicas, clip, global_norm
 from worldtune.training.held_out import check_finite, is_measured
+from worldtune.training.launch_info import note_resume
 from worldtune.training.lease import Lease
 from worldtune.training.metrics import (
     METRICS_FILE,
@@ -177,13 +178,15 @@ class _Trainer:
             # The newest one is complete before an old one goes.
             self.store.check_space(self.state.num_bytes(), count=1 if resumed else saving.keep_last + 1)
             self._check_lease()
-            for name in (METRICS_FILE, VALIDATION_FILE):
-                cut_rows(self.attempt / name, self.state.step)
+            repeated = cut_rows(self.attempt / METRICS_FILE, self.state.step)
+            cut_rows(self.attempt / VALIDATION_FILE, self.state.step)
+            note_resume(self.attempt, start_step=self.state.step, repeated_steps=repeated)
             logger.info(
-                "%s at step %d of %d; a checkpoint has %.2f GiB",
+                "%s at step %d of %d; %d steps after it are repeated; a checkpoint has %.2f GiB",
                 "resuming" if resumed else "starting",
                 self.state.step,
                 self.recipe.training.max_iter,
+                repeated,
                 self.state.num_bytes() / 2**30,
             )
         return self.state.step
