@@ -1,7 +1,7 @@
 """Training on a real SLURM that is cut off in every way that SLURM knows: how many steps are made twice.
 
-How many is what the attempt's launch_info.yaml says. Checkpoints are further apart than a run is long, so each step that
-no signal saves is lost.
+How many is what launch_info.yaml of the attempt says. Checkpoints are further apart than a run is long, so each step
+that no signal saves is lost.
 """
 
 import threading
