@@ -7,6 +7,7 @@ job_env.yaml       a list: the scheduler's and the libraries' environment variab
 manifest.json      what came out and its resolved recipe, once the last step is reached; results/<run>/manifest.json
                    is a copy
 fatal.json         a failure that a retry cannot mend
+hang.json          where every rank was when none went on, and which kept the others waiting
 stop               made by a person: the run stops after its step, and starts again when it is deleted
 """
 

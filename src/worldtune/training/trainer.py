@@ -41,6 +41,7 @@ from worldtune.training.sharding import broadcast_replicas, trainable_parameters
 from worldtune.training.signals import StopRequest
 from worldtune.training.state import CheckpointStore, TrainState
 from worldtune.training.task import Task
+from worldtune.training.whereabouts import mark
 
 VERSION = 1
 """Raised when a change of the trainer changes the weights that come out; it enters every attempt's identity."""
@@ -162,11 +163,13 @@ class _Trainer:
         return TrainResult(step=self.state.step, new_steps=self.state.step - first_step, stopped=stopped)
 
     def _save(self) -> None:
+        mark("saving", self.state.step)
         started = time.monotonic()
         path = self.store.save(self.state)
         logger.info("saved %s in %.1f s", path, time.monotonic() - started)
 
     def _resume(self) -> int:
+        mark("looking for a checkpoint")
         resumed = self.store.resume(self.state)
         if self.state.step > self.recipe.training.max_iter:
             raise WorldtuneError(
@@ -197,6 +200,7 @@ class _Trainer:
         clock = StepClock(self.device)
         losses, clip_ids, num_tokens = self._accumulate(step, clock)
         gradients = self.gradients.finish()
+        mark("optimizer", step + 1)
         if step == self.first_step:
             check_replicas(gradients, self.parameters, self.mesh)
         norm = global_norm(gradients, self.parameters, self.mesh)
@@ -238,12 +242,15 @@ class _Trainer:
         clip_ids: list[list[str]] = []
         num_tokens = 0
         for micro_step in range(accumulation):
+            mark("data", step + 1)
             batch = self.batches.next()
             ordinal = self.layout.ordinals(step, micro_step, self.data_rank)[0]
             seed_default_generators(self.recipe.training.seed, "default", ordinal)
             clock.mark("data")
+            mark("forward", step + 1)
             output = self.task.training_loss(batch)
             clock.mark("forward")
+            mark("backward", step + 1)
             (output.loss / accumulation).backward()
             self.gradients.add()
             clock.mark("backward")
@@ -299,6 +306,7 @@ class _Trainer:
         step = self.state.step
         if step % self.recipe.validation.every and step != self.recipe.training.max_iter:
             return
+        mark("held-out loss", step)
         path = self.attempt / VALIDATION_FILE
         present = [self.is_main and self._is_measured(path)]
         dist.broadcast_object_list(present, src=0)
