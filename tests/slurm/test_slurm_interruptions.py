@@ -59,7 +59,7 @@ def assert_trained(workspace: Workspace, run: str, *, steps: int, starts: int, r
 
 
 def test_a_cancelled_training_job_is_submitted_again_and_resumes(sandbox: Sandbox, workspace: Workspace) -> None:
-    add_recipe(workspace, "cancelled", steps=60, save_every=1000)
+    add_recipe(workspace, "cancelled", steps=30, save_every=1000)
     before = last_job(sandbox)
     process = start(workspace, "results/cancelled/model", "cancelled")
     job = training_job(process, workspace)
@@ -70,7 +70,7 @@ def test_a_cancelled_training_job_is_submitted_again_and_resumes(sandbox: Sandbo
     assert "Trying to restart job" in output
     states = [job.state.split()[0] for job in trainings(sandbox, "cancelled", after=before)]
     assert states == ["CANCELLED", "COMPLETED"]
-    assert_trained(workspace, "cancelled", steps=60, starts=2)
+    assert_trained(workspace, "cancelled", steps=30, starts=2)
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def gpu_partition(workspace: Workspace, partition: str) -> Iterator[None]:
     ],
 )
 def test_a_preemption_costs_no_step(sandbox: Sandbox, workspace: Workspace, partition: str, states: list[str]) -> None:
-    add_recipe(workspace, partition, steps=60, save_every=1000)
+    add_recipe(workspace, partition, steps=40, save_every=1000)
     before = last_job(sandbox)
     with gpu_partition(workspace, partition):
         process = start(workspace, f"results/{partition}/model", partition)
@@ -152,7 +152,7 @@ def test_a_preemption_costs_no_step(sandbox: Sandbox, workspace: Workspace, part
     print([(job.job, job.state) for job in jobs])
     assert [job.state for job in jobs] == states
     assert (jobs[0].job, jobs[1].job == first) == (first, partition == "requeued")
-    assert_trained(workspace, partition, steps=60, starts=2)
+    assert_trained(workspace, partition, steps=40, starts=2)
 
 
 class HolderHistory:
@@ -189,7 +189,7 @@ def test_after_a_killed_snakemake_the_same_command_goes_on_with_one_writer(
 ) -> None:
     run = "cut_after_the_kill" if is_cut else "left_alone"
     # The first job is to live until the second has started.
-    add_recipe(workspace, run, steps=200, save_every=1000)
+    add_recipe(workspace, run, steps=120, save_every=1000)
     before = last_job(sandbox)
     log = workspace.root / f"logs/train/{run}.log"
     with HolderHistory(workspace.root / "results" / run) as history:
@@ -212,4 +212,4 @@ def test_after_a_killed_snakemake_the_same_command_goes_on_with_one_writer(
         second: "COMPLETED",
     }
     assert history.jobs == [first, second]
-    assert_trained(workspace, run, steps=200, starts=2 if is_cut else 1)
+    assert_trained(workspace, run, steps=120, starts=2 if is_cut else 1)

@@ -333,6 +333,22 @@ def test_stop_file(job: Job) -> None:
     assert len(read_rows(attempt / "metrics.jsonl")) == 8
 
 
+def test_a_signal_while_the_model_is_built_leaves_no_time_for_measurements(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = job.build
+
+    def signalled_build(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.device) -> ToyTask:
+        signal.raise_signal(signal.SIGTERM)
+        return build(recipe, inputs, mesh, device)
+
+    monkeypatch.setattr(job, "build", signalled_build)
+    assert job(toy_recipe()) == EXIT_STOPPED
+    (attempt,) = job.attempts()
+    assert not (attempt / "validation.jsonl").exists()
+    assert not (attempt / "metrics.jsonl").exists()
+
+
 def test_wandb_run_has_the_name_of_the_attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     recipe = toy_recipe(logging__wandb="offline", training__max_iter=2)

@@ -151,8 +151,9 @@ class _Trainer:
                 num_batches=reader.num_batches,
                 ahead=self.recipe.parallel.encode_ahead,
             )
-        self._validate_if_due()
         stopped = self._agree(torch.zeros((), device=self.device))[2]
+        if stopped is None:
+            self._validate_if_due()
         while self.state.step < last_step and stopped is None:
             stopped = self._step()
             if self.state.step % self.recipe.saving.every == 0 or self.state.step == last_step or stopped is not None:
