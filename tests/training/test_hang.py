@@ -26,9 +26,9 @@ def test_a_rank_outside_of_collectives_is_missing_whatever_the_others_wait_in() 
     hang = explain(places, silent=[], waited_s=900.0)
     assert hang.missing == [1]
     assert hang.message == (
-        "no process has made progress for 900 s: rank 1 is in data of step 12: select (lib/selectors.py:415), called by "
-        "worldtune/training/data.py:80; ranks 0, 2 wait in all_reduce (worldtune/training/gradients.py:80), backward "
-        "of step 12; rank 3 waits in all_to_all_single (worldtune/parallel/tokens.py:50), forward of step 12"
+        "no process has made progress for 900 s: rank 1 is in data of step 12: select (lib/selectors.py:415), called "
+        "by worldtune/training/data.py:80; ranks 0, 2 wait in all_reduce (worldtune/training/gradients.py:80), "
+        "backward of step 12; rank 3 waits in all_to_all_single (worldtune/parallel/tokens.py:50), forward of step 12"
     )
 
 
