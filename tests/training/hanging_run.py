@@ -1,10 +1,11 @@
 """A training job of the toy task on two ranks, the second of which stops arriving; started through the launcher.
 
-python hanging_run.py RUN_FOLDER HOW
+python hanging_run.py RUN_FOLDER loader | skip | stopped | long | suspended | fine
 """
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,16 +24,20 @@ from worldtune.training.task import Batch, LossOutput, Sample, ValidationRow
 from worldtune.training.whereabouts import mark_progress
 
 HANG_SECONDS = 3.0
+SLOW_SECONDS = 5.0
+"""Longer than a part of a step may take, and shorter than one of the first step."""
 LONG_SECONDS = 15.0
-"""Longer than any phase may take without a mark."""
+"""Longer than anything may take without a mark."""
 RECIPE = toy_recipe(
     parallel__data=2,
     training__gradient_accumulation=1,
     health={"hang_seconds": HANG_SECONDS},
     saving={"every": 2, "keep_last": 2},
 )
-# The second rank comes to it in the third step, which reads the fourth one's samples ahead.
+FIRST_SAMPLE = 2
+"""The second rank's in the first step."""
 SAMPLE = 14
+"""The second rank's in the fourth step; it is read ahead in the third."""
 
 
 class HangingDataset(ToyDataset):
@@ -49,7 +54,9 @@ class HangingDataset(ToyDataset):
 class HangingTask(ToyTask):
     def __init__(self, recipe: Recipe, mesh: Mesh, how: str) -> None:
         super().__init__(recipe, mesh)
-        self.how = how if dist.get_rank() == 1 else "fine"
+        self.how = how
+        self.pids = [0, 0]
+        dist.all_gather_object(self.pids, os.getpid())
         self.is_long = how == "long"
 
     def make_dataset(self) -> HangingDataset:
@@ -59,6 +66,11 @@ class HangingTask(ToyTask):
         is_here = SAMPLE in batch["ordinal"].tolist()
         if self.how == "stopped" and is_here:
             os.kill(os.getpid(), signal.SIGSTOP)
+        if self.how == "suspended" and is_here:
+            pids = " ".join(map(str, self.pids))
+            subprocess.Popen(["bash", "-c", f"kill -STOP {pids}; sleep {LONG_SECONDS}; kill -CONT {pids}"])
+        if self.how == "long" and FIRST_SAMPLE in batch["ordinal"].tolist():
+            time.sleep(SLOW_SECONDS)
         if not (self.how == "skip" and is_here):
             dist.all_reduce(torch.zeros(1))
         return super().training_loss(batch)

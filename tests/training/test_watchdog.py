@@ -1,14 +1,17 @@
 """A rank that stops arriving is named, and the job ends; real processes, started as a user starts them."""
 
+import bdb
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from worldtune.training.metrics import read_rows
+from worldtune.training.whereabouts import Whereabouts, look
 
 ROOT = Path(__file__).parents[2]
 TESTS = Path(__file__).parent
@@ -36,47 +39,53 @@ def attempt_of(folder: Path) -> Path:
     return attempt
 
 
-@pytest.mark.parametrize(
-    ("how", "missing", "waiting"),
-    [
-        (
-            "loader",
-            "rank 1 is in data of step 3: __getitem__ (training/hanging_run.py:",
-            "rank 0 waits in all_reduce (worldtune/training/trainer.py:",
-        ),
-        (
-            "skip",
-            "rank 1 waits elsewhere, in all_reduce (worldtune/training/trainer.py:",
-            "rank 0 waits in all_reduce (worldtune/training/trainer.py:",
-        ),
-        (
-            "stopped",
-            "does not answer, so it is stopped or stuck outside Python; last seen in ",
-            "rank 0 waits in all_reduce (worldtune/training/trainer.py:",
-        ),
-    ],
-)
-def test_the_rank_that_does_not_arrive_is_named_and_a_retry_goes_on(
-    tmp_path: Path, how: str, missing: str, waiting: str
-) -> None:
-    code, lines = train(tmp_path, how)
+def hang(folder: Path, how: str, missing: str, waiting: str) -> Path:
+    """Require that a run hangs, ends, and says last which rank is missing and where the other waits."""
+    code, lines = train(folder, how)
     assert code == 1, lines
-    (last,) = [line for line in lines if line.startswith("error: ")]
-    assert lines[-1] == last
-    assert missing in last, last
-    assert waiting in last, last
-    attempt = attempt_of(tmp_path)
+    assert lines[-1].startswith("error: no process has made progress for "), lines
+    assert missing in lines[-1]
+    assert waiting in lines[-1]
+    attempt = attempt_of(folder)
     record = json.loads((attempt / "hang.json").read_text())
     assert record["missing"] == [1]
-    assert last == f"error: {record['message']}"
+    assert lines[-1] == f"error: {record['message']}"
     assert [place["rank"] for place in record["ranks"]] == [0, 1]
+    return attempt
+
+
+def test_a_rank_that_hangs_in_its_loader_is_named_and_a_retry_goes_on(tmp_path: Path) -> None:
+    missing = "rank 1 is in data of step 3: __getitem__ (training/hanging_run.py:"
+    attempt = hang(tmp_path, "loader", missing, "rank 0 waits in all_reduce (worldtune/training/")
     assert not (attempt / "fatal.json").exists()
     code, lines = train(tmp_path, "fine")
     assert code == 0, lines
     assert [row["step"] for row in read_rows(attempt / "metrics.jsonl")] == list(range(1, 9))
 
 
-def test_a_long_phase_that_goes_on_is_no_hang(tmp_path: Path) -> None:
-    code, lines = train(tmp_path, "long")
+def test_a_rank_that_left_out_a_collective_is_named(tmp_path: Path) -> None:
+    missing = "rank 1 waits elsewhere, in all_reduce (worldtune/training/"
+    hang(tmp_path, "skip", missing, "rank 0 waits in all_reduce (worldtune/training/trainer.py:")
+
+
+def test_a_rank_whose_process_stands_still_is_named(tmp_path: Path) -> None:
+    missing = "does not answer, so it is stopped or stuck outside Python; last seen in "
+    hang(tmp_path, "stopped", missing, "rank 0 waits in all_reduce (worldtune/training/")
+
+
+@pytest.mark.parametrize("how", ["long", "suspended"])
+def test_what_takes_long_but_goes_on_is_no_hang(tmp_path: Path, how: str) -> None:
+    """A slow first step, a measurement of one rank that the other waits for; a job that SLURM suspends as a whole."""
+    code, lines = train(tmp_path, how)
     assert code == 0, lines
     assert not (attempt_of(tmp_path) / "hang.json").exists()
+
+
+def look_from_a_thread() -> Whereabouts:
+    with ThreadPoolExecutor() as pool:
+        return pool.submit(look, rank=0, beat=1, idle_s=1.0, is_overdue=True, in_detail=True).result()
+
+
+def test_a_process_in_a_debugger_is_known() -> None:
+    assert not look_from_a_thread().is_debugged
+    assert bdb.Bdb().runcall(look_from_a_thread).is_debugged

@@ -56,7 +56,7 @@ def mark(phase: str, step: int | None = None) -> None:
         phase: what it does now; of `STEP_PHASES`, or anything else that may take long.
         step: the optimizer step that this is part of, counted from 1.
     """
-    if _marks.first_step is None:
+    if _marks.first_step is None and phase in STEP_PHASES:
         _marks.first_step = step
     # In the first step kernels are compiled, and files are read for the first time.
     may_be_slow = phase not in STEP_PHASES or step == _marks.first_step
