@@ -229,7 +229,7 @@ def _recorded_collectives() -> tuple[list[Pending], dict[str, int]]:
         for entry in entries:
             group, number = ":".join(entry["process_group"]), int(entry["collective_seq_id"])
             begun[group] = max(begun.get(group, 0), number)
-            if entry["retired"] or entry["state"] == "completed":
+            if entry.get("retired") or entry["state"] == "completed":
                 continue
             frames = [_Frame(frame["name"], frame["filename"], frame["line"]) for frame in entry.get("frames", [])]
             named = entry["profiling_name"].partition(":")[2]
