@@ -9,8 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
+from worldtune.parallel.mesh import sample_group
 from worldtune.training.metrics import read_rows
+from worldtune.training.watchdog import set_collective_timeouts
 from worldtune.training.whereabouts import Whereabouts, look
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +78,7 @@ def test_a_rank_whose_process_stands_still_is_named(tmp_path: Path) -> None:
     hang(tmp_path, "stopped", missing, "rank 0 waits in all_reduce (worldtune/training/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["long", "suspended"])
 def test_what_takes_long_but_goes_on_is_no_hang(tmp_path: Path, how: str) -> None:
     """A slow first step, a measurement of one rank that the other waits for; a job that SLURM suspends as a whole."""
@@ -89,3 +95,10 @@ def look_from_a_thread() -> Whereabouts:
 def test_a_process_in_a_debugger_is_known() -> None:
     assert not look_from_a_thread().is_debugged
     assert bdb.Bdb().runcall(look_from_a_thread).is_debugged
+
+
+def test_no_collective_ends_before_the_watchdog_has_spoken(single_mesh: DeviceMesh) -> None:
+    groups = [dist.group.WORLD, sample_group(single_mesh)]
+    set_collective_timeouts(1000.0)
+    for group in groups:
+        assert group._get_backend(torch.device("cpu")).options._timeout.total_seconds() > 4 * 1000
