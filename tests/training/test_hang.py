@@ -28,14 +28,15 @@ def test_a_rank_outside_of_collectives_is_missing_whatever_the_others_wait_in() 
     assert hang.message == (
         "no process has made progress for 900 s: rank 1 is in data of step 12: select (lib/selectors.py:415), called "
         "by worldtune/training/data.py:80; ranks 0, 2 wait in all_reduce (worldtune/training/gradients.py:80), "
-        "backward of step 12; rank 3 waits in all_to_all_single (worldtune/parallel/tokens.py:50), forward of step 12"
+        "backward of step 12; rank 3 waits in all_to_all_single (worldtune/parallel/tokens.py:50), forward of step 12. "
+        "The same command goes on from the last checkpoint."
     )
 
 
 def test_a_rank_that_does_not_answer_is_missing_whatever_it_said_last() -> None:
     places = [whereabouts(0, collective=REDUCE), whereabouts(1, collective=REDUCE)]
     hang = explain(places, silent=[0], waited_s=900.0)
-    assert hang.missing == [0]
+    assert (hang.missing, hang.silent) == ([0], [0])
     assert "rank 0 (process 100 on node1) does not answer" in hang.message
 
 

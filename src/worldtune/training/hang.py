@@ -12,6 +12,8 @@ class Hang:
 
     missing: list[int]
     """The ranks that did not arrive where the others wait."""
+    silent: list[int]
+    """Those of them that do not answer."""
     message: str
     """Which ranks these are, what they do instead, and where the others wait."""
 
@@ -46,7 +48,10 @@ def explain(places: Sequence[Whereabouts], silent: Iterable[int], waited_s: floa
         verb = "waits" if len(ranks) == 1 else "wait"
         parts.append(f"{_ranks(ranks)} {verb} in {_text(collective)}, {when}")
     return Hang(
-        missing=sorted(missing), message=f"no process has made progress for {waited_s:.0f} s: " + "; ".join(parts)
+        missing=sorted(missing),
+        silent=sorted(silent),
+        message=f"no process has made progress for {waited_s:.0f} s: {'; '.join(parts)}. The same command goes on from "
+        "the last checkpoint.",
     )
 
 

@@ -16,7 +16,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,6 +35,8 @@ SLOW_FACTOR = 4.0
 MAX_BEAT_S = 10.0
 BEATS = 20
 """Reports of a rank at least until it is overdue; one that misses half of them does not answer."""
+MIN_SILENT_S = 10.0
+"""Least silence of a rank that does not answer: PyTorch takes seconds to resolve its first stack."""
 REPORT_S = 30.0
 COLLECTIVE_MARGIN_S = 600.0
 VERDICT = "verdict"
@@ -115,9 +118,11 @@ class _Watchdog(threading.Thread):
             return
         self._listen(elapsed_s)
         if self._store.check([VERDICT]):
-            self._end(self._store.get(VERDICT).decode())
+            self._end(Hang(**json.loads(self._store.get(VERDICT))), is_first=False)
         if here.is_overdue and (hang := self._hang()) is not None:
-            self._speak(hang)
+            mine = json.dumps(asdict(hang))
+            said = self._store.compare_set(VERDICT, "", mine).decode()
+            self._end(Hang(**json.loads(said)), is_first=said == mine)
 
     def _listen(self, elapsed_s: float) -> None:
         for rank in self._silent_s:
@@ -129,7 +134,8 @@ class _Watchdog(threading.Thread):
 
     def _hang(self) -> Hang | None:
         """Return why the job hangs; None while some rank goes on, or is in a debugger."""
-        silent = {rank for rank, seconds in self._silent_s.items() if seconds > self._beat_s * BEATS / 2}
+        limit_s = max(self._beat_s * BEATS / 2, MIN_SILENT_S)
+        silent = {rank for rank, seconds in self._silent_s.items() if seconds > limit_s}
         others = [self._heard[rank] for rank in self._silent_s if rank in self._heard]
         # One that has never reported is still on its way here.
         if len(others) < self._world_size:
@@ -143,36 +149,24 @@ class _Watchdog(threading.Thread):
     def _is_near(self, place: Whereabouts) -> bool:
         return place.host == self._heard[self._rank].host
 
-    def _speak(self, hang: Hang) -> None:
-        message = f"{hang.message}. The same command goes on from the last checkpoint."
-        said = self._store.compare_set(VERDICT, "", message).decode()
-        if said == message:
-            self._report_in_time(hang, message)
-        self._end(said)
-
-    def _report_in_time(self, hang: Hang, message: str) -> None:
-        # Where a file system hangs, so may these writes; the job has to end all the same.
-        thread = threading.Thread(target=self._report, args=(hang, message), daemon=True)
-        thread.start()
-        thread.join(REPORT_S)
-
-    def _report(self, hang: Hang, message: str) -> None:
-        logger.error("%s", message)
-        for rank in hang.missing:
-            self._end_silent(self._heard[rank], message)
-        ranks = [place.as_json() for _, place in sorted(self._heard.items())]
-        record = {"message": message, "missing": hang.missing, "time": time.time(), "ranks": ranks}
-        write_json(self._attempt / HANG_FILE, record)
-
-    def _end_silent(self, place: Whereabouts, message: str) -> None:
-        """End a process of this machine that cannot end itself; torchrun would give it minutes."""
-        if self._silent_s[place.rank] and self._is_near(place) and place.rank != self._rank:
-            record_error(message, path=place.error_file)
-            os.kill(place.pid, signal.SIGKILL)
-
-    def _end(self, message: str) -> None:
-        thread = threading.Thread(target=record_error, args=(message,), daemon=True)
-        thread.start()
-        thread.join(REPORT_S)
+    def _end(self, hang: Hang, *, is_first: bool) -> None:
+        # Where a file system hangs, so may what is written now; the job has to end all the same.
+        report = threading.Thread(target=self._report, args=(hang,), kwargs={"is_first": is_first}, daemon=True)
+        report.start()
+        report.join(REPORT_S)
         # The main thread cannot be asked to.
         os._exit(EXIT_HUNG)
+
+    def _report(self, hang: Hang, *, is_first: bool) -> None:
+        record_error(hang.message)
+        for rank in hang.silent:
+            # It cannot end itself, and torchrun would give it minutes.
+            if rank != self._rank and self._is_near(self._heard[rank]):
+                record_error(hang.message, path=self._heard[rank].error_file)
+                # Another rank may have been faster.
+                with suppress(ProcessLookupError):
+                    os.kill(self._heard[rank].pid, signal.SIGKILL)
+        if is_first:
+            logger.error("%s", hang.message)
+            ranks = [place.as_json() for _, place in sorted(self._heard.items())]
+            write_json(self._attempt / HANG_FILE, {**asdict(hang), "time": time.time(), "ranks": ranks})
