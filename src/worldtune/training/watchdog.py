@@ -160,7 +160,7 @@ class _Watchdog(threading.Thread):
     def _report(self, hang: Hang, *, is_first: bool) -> None:
         record_error(hang.message)
         for rank in hang.silent:
-            # It cannot end itself, and torchrun would give it minutes.
+            # It cannot end itself. Were it left to torchrun, its end would read as one for want of memory.
             if rank != self._rank and self._is_near(self._heard[rank]):
                 record_error(hang.message, path=self._heard[rank].error_file)
                 # Another rank may have been faster.
