@@ -147,7 +147,10 @@ class _Watchdog(threading.Thread):
         return explain(others, silent, min(place.idle_s for place in others if place.rank not in silent))
 
     def _is_near(self, place: Whereabouts) -> bool:
-        return place.host == self._heard[self._rank].host
+        """Return whether a rank is of the same torchrun, so that its process id means the same here."""
+        mine = self._heard[self._rank].error_file
+        # Each torchrun has a folder of its own, and each of its processes a folder in that.
+        return mine != "" and Path(place.error_file).parents[1:2] == Path(mine).parents[1:2]
 
     def _end(self, hang: Hang, *, is_first: bool) -> None:
         # Where a file system hangs, so may what is written now; the job has to end all the same.
