@@ -427,6 +427,16 @@ class Logging(Section):
     """Steps between two console lines."""
 
 
+class Health(Section):
+    """What the trainer watches, and when it ends a run that is not well."""
+
+    section_affects: ClassVar[Affects] = "nothing"
+
+    hang_seconds: PositiveFloat = 900.0
+    """Seconds without progress of any process, in one part of a step, after which the job ends itself and names the
+    process that keeps the others waiting; four times as long while the model is built, compiled, measured or saved."""
+
+
 class Cluster(Section):
     """What the training job asks of SLURM; account and partitions are in config/config.yaml."""
 
@@ -465,6 +475,7 @@ class Recipe(Section):
     sampling: Sampling = Sampling()
     saving: Saving = Saving()
     logging: Logging = Logging()
+    health: Health = Health()
     cluster: Cluster = Cluster()
 
     @property
