@@ -12,7 +12,7 @@ REPO ?=
 SPACE := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dryrun run overview compare retry why dag queue unlock sample push prune clean reset \
+.PHONY: help setup demo dryrun run preflight overview compare retry why dag queue unlock sample push prune clean reset \
   test test-slow test-slurm test-slurm-slow lint format docs lock need-run need-dataset need-runs need-repo
 
 help:  ## list the commands
@@ -52,6 +52,10 @@ dryrun: setup  ## the whole graph of the runs in config/config.yaml, nothing exe
 run: need-run setup  ## model and report of RUN=...
 	$(SNAKEMAKE) --cores $(CORES) results/$(RUN)/model results/$(RUN)/report.html
 	@echo "report: $(CURDIR)/results/$(RUN)/report.html"
+
+preflight: need-run setup  ## does RUN=... fit, and how long would it take: memory and two steps, nothing trained
+	$(SNAKEMAKE) --cores $(CORES) results/$(RUN)/preflight.json
+	@grep -h 'preflight: ' logs/preflight/$(RUN).log | tail -n 1
 
 retry: need-dataset setup  ## try the failed downloads of DATASET=... again; nothing else does
 	$(BIN)/python src/scripts/retry.py --dataset $(DATASET) --cores $(CORES)

@@ -20,6 +20,7 @@ from worldtune.common.versions import stage_version
 from worldtune.dataset.latents import LatentsKind
 from worldtune.dataset.parameters import STAGE_KEYS, stage_values
 from worldtune.evaluate.places import check_runs
+from worldtune.recipe.capacity import capacity_values
 from worldtune.recipe.identity import (
     dataset_report_values,
     keys_that_affect,
@@ -31,7 +32,7 @@ from worldtune.recipe.project import config_path, load_project, read_config
 from worldtune.workflow.lock import WorkflowLock
 from worldtune.workflow.plan import Plan
 from worldtune.workflow.resources import (
-    processes_per_node,
+    preflight_runtime,
     sample_gres,
     slurm_extra,
     train_resources,

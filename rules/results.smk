@@ -68,7 +68,7 @@ rule misspelt_run:
         "results/{name}/{what}",
     wildcard_constraints:
         name=f"(?!(?:{'|'.join(map(re.escape, RUNS))}|datasets|comparisons)/)[^/]+",
-        what=r"model|report\.html|manifest\.json",
+        what=r"model|report\.html|(?:manifest|preflight)\.json",
     localrule: True
 
 

@@ -33,6 +33,25 @@ def latents_manifests(wildcards):
     ]
 
 
+# Here and at once: before anything is fetched, and before a job waits for a GPU that would be too small.
+rule estimate:
+    output:
+        estimate="results/{run}/estimate.json",
+    log:
+        "logs/estimate/{run}.log",
+    priority: 100
+    localrule: True
+    params:
+        version=stage_version("recipe/capacity.py"),
+        needs=lambda wildcards: capacity_values(recipe(wildcards)),
+        expect=lambda wildcards: PLAN.fingerprint(
+            f"estimate/{wildcards.run}", capacity_values(recipe(wildcards))
+        ),
+    shell:
+        "{PYTHON:q} src/scripts/estimate.py --run {wildcards.run:q} --output {output.estimate:q} --expect {params.expect}"
+        " > {log:q} 2>&1"
+
+
 rule dataset_report:
     input:
         dataset=dataset_gate,
@@ -58,15 +77,37 @@ rule dataset_report:
         " --expect {params.expect} > {log:q} 2>&1"
 
 
+TRAIN_INPUT = dict(
+    # It says whether the job may start, and nothing of what comes out.
+    estimate=ancient("results/{run}/estimate.json"),
+    dataset=dataset_gate,
+    dataset_report="results/{run}/dataset_report.json",
+    base=lambda wildcards: split_manifest(wildcards, "base"),
+    control=lambda wildcards: split_manifest(wildcards, "control"),
+    load_report="results/{run}/load_report.json",
+    tokenizer=tokenizer_files,
+    latents=latents_manifests,
+)
+TRAIN_RESOURCES = dict(
+    slurm_partition=partition("gpu"),
+    slurm_account=PROJECT.cluster.account,
+    constraint=PROJECT.cluster.constraint,
+    slurm_extra=train_resource("slurm_extra"),
+    nodes=train_resource("nodes"),
+    gres=train_resource("gres"),
+    mpi=train_resource("mpi"),
+    tasks=train_resource("tasks"),
+    tasks_per_gpu=train_resource("tasks_per_gpu"),
+    cpus_per_task=train_resource("cpus_per_task"),
+    mem_mb=train_resource("mem_mb"),
+    runtime=train_resource("runtime"),
+    processes_per_node=lambda wildcards: recipe(wildcards).processes_per_node,
+)
+
+
 rule train:
     input:
-        dataset=dataset_gate,
-        dataset_report="results/{run}/dataset_report.json",
-        base=lambda wildcards: split_manifest(wildcards, "base"),
-        control=lambda wildcards: split_manifest(wildcards, "control"),
-        load_report="results/{run}/load_report.json",
-        tokenizer=tokenizer_files,
-        latents=latents_manifests,
+        **TRAIN_INPUT,
     output:
         manifest="results/{run}/manifest.json",
     log:
@@ -76,19 +117,7 @@ rule train:
     # Two jobs would share this machine's GPUs. On SLURM cpus_per_task holds.
     threads: ALL_CORES
     resources:
-        slurm_partition=partition("gpu"),
-        slurm_account=PROJECT.cluster.account,
-        constraint=PROJECT.cluster.constraint,
-        slurm_extra=train_resource("slurm_extra"),
-        nodes=train_resource("nodes"),
-        gres=train_resource("gres"),
-        mpi=train_resource("mpi"),
-        tasks=train_resource("tasks"),
-        tasks_per_gpu=train_resource("tasks_per_gpu"),
-        cpus_per_task=train_resource("cpus_per_task"),
-        mem_mb=train_resource("mem_mb"),
-        runtime=train_resource("runtime"),
-        processes_per_node=lambda wildcards: processes_per_node(recipe(wildcards)),
+        **TRAIN_RESOURCES,
     params:
         **recipe_params("train", "weights", "outcome"),
         version=stage_version("training/trainer.py"),
@@ -99,3 +128,27 @@ rule train:
         " --nodes {resources.nodes} --processes-per-node {resources.processes_per_node}"
         " --python {PYTHON:q} src/scripts/train.py {wildcards.run:q} --expect {params.expect} --manifest {output.manifest:q}"
         " >> {log:q} 2>&1"
+
+
+# What training does before its first step, alone; a training job of the same recipe then finds it done.
+rule preflight:
+    input:
+        **TRAIN_INPUT,
+    output:
+        preflight="results/{run}/preflight.json",
+    log:
+        "logs/preflight/{run}.log",
+    threads: ALL_CORES
+    resources:
+        **{
+            **TRAIN_RESOURCES,
+            "runtime": lambda wildcards: preflight_runtime(recipe(wildcards)),
+        },
+    params:
+        **recipe_params("preflight", "weights", "outcome"),
+        version=stage_version("training/preflight.py"),
+    shell:
+        "{OWN_THREADS} exec bash src/scripts/launch.sh"
+        " --nodes {resources.nodes} --processes-per-node {resources.processes_per_node}"
+        " --python {PYTHON:q} src/scripts/train.py {wildcards.run:q} --preflight --expect {params.expect}"
+        " --manifest results/{wildcards.run:q}/manifest.json >> {log:q} 2>&1"

@@ -2,6 +2,7 @@
 
 torchrun --nproc_per_node=8 src/scripts/train.py edge_posttrain
 torchrun --nproc_per_node=2 src/scripts/train.py demo_edge_posttrain -- training.max_iter=20     # on a laptop's CPU
+torchrun --nproc_per_node=8 src/scripts/train.py edge_posttrain --preflight      # memory, time; trains nothing
 python src/scripts/train.py edge_posttrain --dryrun -- training.max_iter=100     # writes config.yaml, trains nothing
 """
 
@@ -26,6 +27,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("recipe", help="recipe's name, path of its TOML file, or the original experiment's name")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that go over the recipe's")
     parser.add_argument("--dryrun", action="store_true", help="print and write the resolved recipe, train nothing")
+    parser.add_argument(
+        "--preflight",
+        action="store_true",
+        help="measure memory and time of two steps at the largest shape, write preflight.json beside the manifest's "
+        "place, train nothing",
+    )
     parser.add_argument("--expect", metavar="FINGERPRINT", help="refuse if the recipe's values are not these")
     parser.add_argument(
         "--manifest",
@@ -62,6 +69,7 @@ def main() -> None:
         build_task,
         has_overrides=bool(arguments.overrides),
         manifest=arguments.manifest,
+        preflight_only=arguments.preflight,
         datasets=Path("datasets"),
         checkpoints=Path("checkpoints"),
     )

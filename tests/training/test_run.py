@@ -1,86 +1,26 @@
 import json
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 from full_disk import error_of, leave_free, refuse_writes, remount
-from torch.distributed.device_mesh import DeviceMesh
-from trainer_toy import NUM_HELD_OUT, ToyTask, toy_recipe
+from toy_job import Job
+from trainer_toy import ToyTask, toy_recipe
 
 import worldtune.training.attempt as attempt_module
-import worldtune.training.run as run_module
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.identity import fingerprint, values_that_affect
-from worldtune.recipe.schema import Recipe
 from worldtune.training.errors import TemporaryError
-from worldtune.training.inputs import Inputs, SplitCheckpoint, find_inputs
+from worldtune.training.inputs import find_inputs
 from worldtune.training.metrics import append_rows, cut_rows, read_rows, replace_rows
-from worldtune.training.run import run_training
-from worldtune.training.signals import EXIT_STOPPED, STOP_SIGNALS
+from worldtune.training.signals import EXIT_STOPPED
 from worldtune.training.state import complete_steps
 from worldtune.training.task import Batch, LossOutput, ValidationRow
-
-
-def inputs() -> Inputs:
-    base = SplitCheckpoint(source="toy/base.pt", source_sha256="b" * 64, split_file=Path("base.split.json"))
-    clips = [SimpleNamespace(clip_id=f"clip{number}", num_frames=121) for number in range(NUM_HELD_OUT)]
-    dataset: Any = SimpleNamespace(name="toy", digest="d" * 64, split=lambda _name: clips)
-    return Inputs(
-        dataset=dataset,
-        base=base,
-        control=None,
-        tokenizer_name="toy/tokenizer",
-        tokenizer=Path("toy/tokenizer"),
-        tokenizer_sha256="t" * 64,
-        latents=None,
-    )
-
-
-class Job:
-    """Runs training jobs in this process and remembers what they built."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.events: dict[str, str] = {}
-        self.num_built = 0
-
-    def build(self, recipe: Recipe, _inputs: Inputs, mesh: DeviceMesh, _device: torch.device) -> ToyTask:
-        self.num_built += 1
-        return ToyTask(recipe, mesh, self.events)
-
-    def __call__(self, recipe: Recipe, *, has_overrides: bool = False, manifest: Path | None = None) -> int:
-        return run_training(
-            recipe,
-            self.folder,
-            self.build,
-            has_overrides=has_overrides,
-            manifest=manifest,
-            datasets=self.folder,
-            checkpoints=self.folder,
-        )
-
-    def attempts(self) -> list[Path]:
-        return sorted((self.folder / "attempts").iterdir())
-
-
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(run_module, "find_inputs", lambda *_args, **_kwargs: inputs())
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield Job(tmp_path / "toy_run")
-    # A training process keeps these signals for good; pytest wants them back.
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def test_records_of_a_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,3 +53,10 @@ def test_with_a_manifest_the_run_lies_beside_it(monkeypatch: pytest.MonkeyPatch)
     manifest = Path("results") / RECIPE / "manifest.json"
     called = call(monkeypatch, "--manifest", str(manifest))
     assert (called["run_folder"], called["manifest"]) == (manifest.parent, manifest)
+
+
+def test_the_measurement_alone_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Path("results") / RECIPE / "manifest.json"
+    called = call(monkeypatch, "--preflight", "--manifest", str(manifest))
+    assert (called["preflight_only"], called["run_folder"]) == (True, manifest.parent)
+    assert not call(monkeypatch)["preflight_only"]

@@ -22,6 +22,7 @@ from worldtune.recipe.schema import Recipe
 from worldtune.training.lease import Lease
 from worldtune.training.metrics import NullTracker
 from worldtune.training.order import clip_index
+from worldtune.training.preflight import Preflight
 from worldtune.training.random import generator
 from worldtune.training.signals import EXIT_STOPPED, StopRequest
 from worldtune.training.task import Batch, LossOutput, Sample, Task, ValidationRow
@@ -103,11 +104,20 @@ class ToyTask:
         return "toy"
 
     @property
+    def start_checks(self) -> dict[str, str]:
+        return {"weights": "as they were made"}
+
+    @property
     def measured_clip_ids(self) -> list[str]:
         return [f"clip{number}" for number in range(NUM_HELD_OUT)][: self.recipe.validation.max_clips]
 
     def make_dataset(self) -> ToyDataset:
         return ToyDataset(self.recipe.training.seed)
+
+    def largest_batch(self) -> Batch:
+        size = self.recipe.training.micro_batch_size
+        video = torch.randint(256, (size, WIDTH), generator=generator(0, "largest"), dtype=torch.uint8)
+        return {"clip_id": ["largest"] * size, "ordinal": torch.full((size,), -1), "video": video}
 
     def prepare(self, batch: Batch) -> Batch:
         return {**batch, "video": batch["video"].float() / 127.5 - 1}
@@ -153,7 +163,14 @@ def make_task(recipe: Recipe, mesh: Mesh, events: dict[str, str] | None, world: 
     return build_task(recipe, tiny_inputs(world, recipe), mesh, torch.device("cpu"))
 
 
-def train_toy(attempt: Path, recipe: Recipe, events: dict[str, str] | None = None, *, world: Path | None = None) -> int:
+def train_toy(
+    attempt: Path,
+    recipe: Recipe,
+    events: dict[str, str] | None = None,
+    *,
+    world: Path | None = None,
+    measured_before: bool = False,
+) -> int:
     """Train in this process, whose environment tells its rank; returns its exit code."""
     torch.set_num_threads(1)
     parallel = recipe.parallel
@@ -161,23 +178,35 @@ def train_toy(attempt: Path, recipe: Recipe, events: dict[str, str] | None = Non
     lease = Lease(attempt) if torch.distributed.get_rank() == 0 else None
     if lease is not None:
         assert lease.try_acquire() is None
+    device = torch.device("cpu")
+    preflight = Preflight(recipe, attempt, circumstances="toy", device=device, lease=lease, only=False)
     result = train(
         recipe,
         make_task(recipe, mesh, events, world),
         attempt,
         mesh=mesh,
-        device=torch.device("cpu"),
+        device=device,
         stop=StopRequest(attempt),
         lease=lease,
         tracker=NullTracker(),
         about={"base_sha256": "toy"},
+        preflight=preflight if measured_before else None,
     )
     if lease is not None:
         lease.release()
     return EXIT_STOPPED if result.stopped is not None else 0
 
 
-def _child(rank: int, world_size: int, port: int, attempt: str, recipe: str, events: str, world: str) -> None:
+def _child(
+    rank: int,
+    world_size: int,
+    port: int,
+    attempt: str,
+    recipe: str,
+    events: str,
+    world: str,
+    measured_before: bool,
+) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -190,6 +219,7 @@ def _child(rank: int, world_size: int, port: int, attempt: str, recipe: str, eve
         Recipe.model_validate_json(recipe),
         json.loads(events),
         world=Path(world) if world else None,
+        measured_before=measured_before,
     )
     torch.distributed.destroy_process_group()
     sys.exit(code)
@@ -217,6 +247,7 @@ def start_ranks(
     events_by_rank: dict[int, dict[str, str]] | None = None,
     *,
     world: Path | None = None,
+    measured_before: bool = False,
 ) -> list[ForkServerProcess]:
     """Start the ranks of a recipe as processes of their own."""
     with socket.socket() as probe:
@@ -227,7 +258,7 @@ def start_ranks(
         events = json.dumps((events_by_rank or {}).get(rank, {}))
         arguments = (
             *(rank, recipe.world_size, port, str(attempt)),
-            *(recipe.model_dump_json(), events, str(world or "")),
+            *(recipe.model_dump_json(), events, str(world or ""), measured_before),
         )
         processes.append(spawn(_child, *arguments))
     return processes

@@ -35,6 +35,7 @@ def trained_run(tiny_world: Path) -> Path:
         build_task,
         has_overrides=False,
         manifest=None,
+        preflight_only=False,
         datasets=tiny_world / "datasets",
         checkpoints=tiny_world / "checkpoints",
     )

@@ -135,7 +135,16 @@ def test_another_run_starts_from_an_export(exported: Path, trained_run: Path) ->
     assert inputs.control is not None
     assert inputs.control.source_sha256 == sha256_file(taken)
     places = {"datasets": root / "datasets", "checkpoints": checkpoints}
-    assert run_training(recipe, root / "results/second", build_task, has_overrides=False, manifest=None, **places) == 0
+    code = run_training(
+        recipe,
+        root / "results/second",
+        build_task,
+        has_overrides=False,
+        manifest=None,
+        preflight_only=False,
+        **places,
+    )
+    assert code == 0
     first, second = (read_json(root / "results" / name / "manifest.json") for name in ("tiny_run", "second"))
     assert first["identity"] != second["identity"]
     # Training is a function of its start: what was measured before the first step is what the export gives.

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from largest_check import assert_largest_is_like_samples
 from tiny_world import (
     FPS,
     NUM_FRAMES,
@@ -233,6 +234,8 @@ def test_cached_latents_of_the_views_are_stacked_as_their_videos_are(views_world
     inputs = tiny_inputs(views_world, cached)
     tokenizer = VideoTokenizer(inputs.tokenizer, 17, torch.device("cpu"), torch.float32)
     clips, plain = ClipDataset(inputs.dataset, cached, inputs.latents), ClipDataset(inputs.dataset, cached)
+    assert_largest_is_like_samples(clips)
+    assert_largest_is_like_samples(plain)
     for ordinal in range(3):
         expected, found = tensors(plain[ordinal]), tensors(clips[ordinal])
         assert torch.equal(found["latents"], tokenizer.encode_frames(expected["video"][None])[0])

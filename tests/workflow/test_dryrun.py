@@ -21,7 +21,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def test_configured_runs_from_their_sources_on(workspace: Workspace) -> None:
     planned = counts(workspace.planned())
     runs = 3
-    for rule in ("train", "export", "report", "load_report", "dataset_report"):
+    for rule in ("train", "export", "report", "estimate", "load_report", "dataset_report"):
         assert planned[rule] == runs, planned
     assert planned["validate"] == 2  # synthetic and hdvila
     assert planned["fetch_metadata"] == 1
@@ -42,7 +42,7 @@ def test_every_recipe_has_a_graph(workspace: Workspace) -> None:
     recipes = sorted(path.stem for path in (workspace.root / "config/recipes").glob("*.toml"))
     targets = [f"results/{name}/{what}" for name in recipes for what in ("model", "report.html")]
     planned = counts(workspace.planned(*targets))
-    for rule in ("train", "export", "report", "load_report", "dataset_report"):
+    for rule in ("train", "export", "report", "estimate", "load_report", "dataset_report"):
         assert planned[rule] == len(recipes), planned
 
 
@@ -144,6 +144,27 @@ def test_unknown_dataset_and_recipe_keys_stop_the_parse(workspace: Workspace) ->
     recipe.unlink()
 
 
+def test_a_preflight_has_the_inputs_of_training_and_no_training(workspace: Workspace) -> None:
+    planned = counts(workspace.planned("results/edge_posttrain/preflight.json"))
+    training = counts(workspace.planned("results/edge_posttrain/manifest.json"))
+    assert planned - training == Counter({"preflight": 1})
+    assert training - planned == Counter({"train": 1})
+    assert planned["estimate"] == 1
+
+
+def test_a_recipe_that_does_not_fit_stops_before_anything_is_fetched(workspace: Workspace) -> None:
+    recipe = workspace.root / "config/recipes/large.toml"
+    recipe.write_text('extends = "edge_posttrain"\n[parallel]\ntensor = 1\n')
+    result = workspace.snakemake("results/large/estimate.json", check=False)
+    assert result.returncode
+    assert "error: The recipe does not fit:" in result.text
+    assert "cluster.gpu_memory_gb = 79" in result.text
+    assert not (workspace.root / "results/large/estimate.json").exists()
+    recipe.write_text('extends = "edge_posttrain"\n')
+    assert workspace.snakemake("results/large/estimate.json").finished == ("estimate",)
+    recipe.unlink()
+
+
 def test_pages_that_are_asked_for_by_name(workspace: Workspace) -> None:
     planned = counts(workspace.planned("results/datasets/synthetic/overview.html"))
     assert (planned["dataset_overview"], planned["validate"], planned["train"]) == (1, 1, 0)
@@ -196,7 +217,7 @@ def test_a_misspelt_checkpoint_names_the_nearest(workspace: Workspace, key: str,
     recipe.unlink()
 
 
-@pytest.mark.parametrize("what", ["model", "report.html"])
+@pytest.mark.parametrize("what", ["model", "report.html", "preflight.json"])
 def test_an_original_name_names_the_run_to_ask_for(workspace: Workspace, what: str) -> None:
     original = "CTRL_7Bv1pt3_lvg_tp_121frames_control_input_edge_block3_pretrain"
     result = workspace.snakemake("--dryrun", f"results/{original}/{what}", check=False)
@@ -223,7 +244,9 @@ def test_scripts_have_the_names_of_their_rules() -> None:
     texts = [path.read_text() for path in sorted((root / "rules").glob("*.smk"))]
     blocks = [block for text in texts for block in re.split(r"^(?=(?:rule|checkpoint) \w+:)", text, flags=re.MULTILINE)]
     # A rule without a command only explains why it cannot run.
-    rules = [block.split()[1].rstrip(":") for block in blocks[1:] if "    shell:\n" in block]
+    rules = {block.split()[1].rstrip(":"): block for block in blocks[1:] if "    shell:\n" in block}
     assert {"train", "export", "ingest"} <= set(rules)
+    # What training does before its first step is a part of its script.
+    assert "src/scripts/train.py {wildcards.run:q} --preflight" in rules.pop("preflight")
     for rule in rules:
         assert (root / "src/scripts" / f"{rule}.py").is_file(), rule

@@ -125,6 +125,7 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
         "make_demo_checkpoints",
         "split_checkpoint[base_model]",
         "split_checkpoint[edge_control]",
+        "estimate",
         "load_report",
         "dataset_report",
         "validate",
@@ -161,6 +162,7 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     assert set(runs.run()) == {
         "split_checkpoint[base_model]",
         "split_checkpoint[edge_control]",
+        "estimate",
         "load_report",
         *TRAIN,
     }
@@ -168,7 +170,7 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     assert (first / "metrics.jsonl").read_bytes() == before
 
     edit(recipe, {"tensor = 2": "tensor = 1", 'wandb = "disabled"': 'wandb = "offline"'})
-    assert set(runs.run()) == {"load_report", *TRAIN}
+    assert set(runs.run()) == {"estimate", "load_report", *TRAIN}
     edit(recipe, {'wandb = "offline"': 'wandb = "disabled"', "[ema]": "# a comment\n[ema]"})
     edit(config, {"cpu: null, gpu: null": "cpu: short, gpu: h100"})
     module = runs.root / "src/worldtune/dataset/captions.py"
@@ -237,7 +239,7 @@ def test_cached_latents_are_made_for_changed_videos_only(runs: Runs) -> None:
     runs.run()
     before = runs.attempts
     runs.workspace.edit(recipe, {'dataset = "clips"': 'dataset = "clips"\ncache_latents = true'})
-    assert set(runs.run()) == {*by_shard("cache_latents"), *TRAIN}
+    assert set(runs.run()) == {"estimate", *by_shard("cache_latents"), *TRAIN}
     assert runs.attempts == before + 1
     first = times()
 
@@ -260,7 +262,32 @@ def test_cached_latents_are_made_for_changed_videos_only(runs: Runs) -> None:
     assert runs.attempts == before + 4
 
     runs.workspace.edit(recipe, {"cache_latents = true": "cache_latents = false"})
+    assert set(runs.run()) == {"estimate", *TRAIN}
+
+
+@pytest.mark.slow
+def test_what_was_measured_alone_is_found_by_training(runs: Runs) -> None:
+    recipe = "config/recipes/tiny.toml"
+    runs.run()
+    before = runs.attempts
+    runs.workspace.edit(recipe, {"learning_rate = 1e-3": "learning_rate = 3e-3"})
+    assert runs.workspace.snakemake("results/tiny/preflight.json").finished == ("preflight",)
+    attempts = (runs.root / "results/tiny/attempts").iterdir()
+    attempt = max(attempts, key=lambda path: (path / "preflight.json").stat().st_mtime_ns)
+    record = json.loads((runs.root / "results/tiny/preflight.json").read_text())
+    assert record == json.loads((attempt / "preflight.json").read_text())
+    assert record["checks"]["step_zero_parity"].endswith("bit-equal")
+    assert record["largest_batch"]["shapes"]["video"] == [2, 3, 17, 192, 320]
+    assert record["predicted"]["to_step"] == 2
+    assert not (attempt / "metrics.jsonl").exists()
+    assert runs.attempts == before + 1
+
     assert set(runs.run()) == set(TRAIN)
+    assert runs.attempt == attempt
+    assert json.loads((attempt / "preflight.json").read_text()) == record
+    # Whether a job may start says nothing of what comes out.
+    runs.workspace.edit(recipe, {"[logging]": "[cluster]\nmem_gb_per_gpu = 2.0\n\n[logging]"})
+    assert runs.run() == ("estimate",)
 
 
 def change_encoder(folder: Path) -> None:

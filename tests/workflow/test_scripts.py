@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from worldtune.recipe.capacity import capacity_values
 from worldtune.recipe.identity import fingerprint, load_report_values, values_that_affect
 from worldtune.recipe.load import load_recipe
 from worldtune.recipe.schema import Recipe
@@ -81,6 +82,10 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
         (("--run", "no", "--output", "r.json"), "no"),
     ],
     "docs": [(("--check",), "README.md")],
+    "estimate": [
+        (("--run", "no", "--output", "e.json"), "no"),
+        (("--run", RUN, "--output", "e.json", "--expect", "0"), "changed after this job was planned"),
+    ],
     "export": [(("--run", RUN), "results/demo_edge_posttrain/manifest.json")],
     "export_original": [(("--run", RUN, "--output", "o"), "train the run first"), (("--run", RUN), "--output")],
     "fetch_checkpoint": [((), "name"), (("nvidia/no/base.pt",), "nvidia/no/base.pt")],
@@ -116,6 +121,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
         ((RUN, "--", "training.max_iter"), "key.path=value"),
         ((RUN,), "processes"),
         ((RUN, "--", "parallel.tensor=1"), "dataset.json"),
+        ((RUN, "--preflight"), "processes"),
     ],
     "unlock": [(("now",), "now")],
     "validate": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "parquet")],
@@ -152,8 +158,9 @@ def test_missing_or_wrong_input(project: Path, script: str, arguments: tuple[str
         ),
         ("sample", ("--run", RUN), lambda recipe: values_that_affect(recipe, "report"), "sampling.seed", "12345"),
         ("load_report", ("--run", RUN, "--output", "r.json"), load_report_values, "objective.use_logvar", "false"),
+        ("estimate", ("--run", RUN, "--output", "r.json"), capacity_values, "cluster.mem_gb_per_gpu", "2.5"),
     ],
-    ids=["train", "sample", "load_report"],
+    ids=["train", "sample", "load_report", "estimate"],
 )
 def test_a_recipe_that_was_edited_while_its_job_waited(
     project: Path,

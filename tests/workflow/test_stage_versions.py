@@ -48,6 +48,8 @@ STAGES = {
     "split_checkpoint": [
         *("checkpoint/splitting.py", "checkpoint/reading.py", "checkpoint/writing.py", "parallel/axes.py"),
     ],
+    "estimate": ["recipe/capacity.py", "recipe/memory.py", "recipe/estimate.py"],
+    "preflight": ["training/preflight.py", "training/hardware.py", "transfer1/largest.py"],
     "load_report": ["transfer1/load_report.py", "transfer1/loading.py"],
     "train": [
         "training/trainer.py",

@@ -36,6 +36,8 @@ class Estimate:
 
 def estimate(recipe: Recipe) -> Estimate:
     """Count what a recipe needs, at 16:9."""
+    saving = recipe.saving
+    kept_for_good = recipe.training.max_iter // saving.keep_every if saving.keep_every else 0
     base = base_parameters(recipe.network.base)
     control = control_parameters(recipe.network.control)
     tokens = num_tokens(recipe)
@@ -50,7 +52,7 @@ def estimate(recipe: Recipe) -> Estimate:
         tokens=tokens,
         step_flop=recipe.training.global_batch_size * sample_flop(recipe, tokens),
         weights_bytes=2 * weight_bytes * starts,
-        attempt_bytes=(recipe.saving.keep_last + 1) * state + export,
+        attempt_bytes=(saving.keep_last + 1 + kept_for_good) * state + export,
     )
 
 
@@ -84,6 +86,11 @@ def block_parameters(config: NetworkConfig) -> int:
     norms = 4 * head
     modulation = 3 * (width * config.adaln_lora_dim + config.adaln_lora_dim * 3 * width)
     return _token_weights(config) + 2 * width * config.crossattn_emb_channels + norms + modulation
+
+
+def split_parameters(config: NetworkConfig, num_blocks: int) -> int:
+    """Return the parameters of so many blocks that tensor ranks share: heads and hidden units; each has all others."""
+    return num_blocks * (_token_weights(config) + 2 * config.model_channels * config.crossattn_emb_channels)
 
 
 def _token_weights(config: NetworkConfig) -> int:

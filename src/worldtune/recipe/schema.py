@@ -9,6 +9,7 @@ attempt):
 * ``nothing``: the key changes no result; nothing re-runs.
 """
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -437,6 +438,9 @@ class Cluster(Section):
     """CPU cores for each process."""
     mem_gb_per_gpu: PositiveFloat = 120.0
     """Main memory for each process, in GiB."""
+    gpu_memory_gb: NonNegativeFloat = 79.0
+    """Memory of one GPU in GiB, which a recipe must fit before a job is submitted; a GPU of "80 GB" has 79. 0 checks
+    nothing."""
     runtime_minutes: PositiveInt = 1440
     """Time limit of one job; a run that needs longer continues in the next one."""
     save_seconds: PositiveInt = Field(default=600, le=65535)
@@ -467,6 +471,16 @@ class Recipe(Section):
     def world_size(self) -> int:
         """Processes of a training job."""
         return self.parallel.tensor * self.parallel.context * self.parallel.data
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that a training job takes."""
+        return math.ceil(self.world_size / self.cluster.gpus_per_node)
+
+    @property
+    def processes_per_node(self) -> int:
+        """Processes, one a GPU, on each node of a training job."""
+        return self.world_size // self.num_nodes
 
     @property
     def num_latent_frames(self) -> int:

@@ -5,6 +5,7 @@ launch_info.yaml   a list: each start with its command, host, ranks, git commit,
 job_env.yaml       a list: the scheduler's and the libraries' environment variables at each start
 manifest.json      what came out and its resolved recipe, once the last step is reached; results/<run>/manifest.json
                    is a copy
+preflight.json     what was measured before the first step: memory, seconds a step, predicted duration
 fatal.json         a failure that a retry cannot mend
 stop               made by a person: the run stops after its step, and starts again when it is deleted
 """
@@ -37,6 +38,7 @@ from worldtune.common.files import digest, read_json, write_json, write_text
 from worldtune.recipe.schema import Recipe
 from worldtune.training.config import CONFIG_FILE, config_text, write_config
 from worldtune.training.errors import TemporaryError
+from worldtune.training.hardware import describe_hardware
 from worldtune.training.held_out import held_out_loss, is_measured, measured_clips
 from worldtune.training.inputs import Inputs
 from worldtune.training.manifest import MANIFEST, MANIFEST_FORMAT, trained_fingerprint
@@ -140,7 +142,7 @@ def record_start(attempt: Attempt, *, device: torch.device, world_size: int) -> 
                 "torch": str(torch.__version__),
                 "cuda": torch.version.cuda,
             },
-            "hardware": _hardware(device, world_size),
+            "hardware": describe_hardware(device, world_size),
         },
     )
 
@@ -278,14 +280,3 @@ def _git_state() -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         logger.warning("%s gave no answer in %d s; the record lacks it", shlex.join(error.cmd), GIT_TIMEOUT_S)
     return state
-
-
-def _hardware(device: torch.device, world_size: int) -> dict[str, Any]:
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
-        "num_processes": world_size,
-        "num_nodes": world_size // local_world_size,
-        "cpu_cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }

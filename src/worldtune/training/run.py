@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import read_json, write_json
 from worldtune.parallel.mesh import Mesh, build_mesh
 from worldtune.recipe.schema import Recipe
 from worldtune.training.attempt import (
@@ -24,6 +25,7 @@ from worldtune.training.inputs import Inputs, find_inputs
 from worldtune.training.lease import POLL_S, Lease
 from worldtune.training.manifest import MANIFEST
 from worldtune.training.metrics import NullTracker, Tracker, WandbTracker
+from worldtune.training.preflight import PREFLIGHT, Preflight
 from worldtune.training.signals import EXIT_STOPPED, StopRequest
 from worldtune.training.task import Task
 from worldtune.training.trainer import VERSION, train
@@ -42,6 +44,7 @@ def run_training(
     *,
     has_overrides: bool,
     manifest: Path | None,
+    preflight_only: bool,
     datasets: Path,
     checkpoints: Path,
 ) -> int:
@@ -53,6 +56,7 @@ def run_training(
         build_task: makes the family's task.
         has_overrides: whether the recipe differs from its file; results/<run>/manifest.json is then left alone.
         manifest: where the manifest goes besides the attempt; None takes results/<run>/manifest.json.
+        preflight_only: end before the first step, and put what was measured beside the run's manifest.
         datasets: folder of all datasets.
         checkpoints: folder of all checkpoints.
 
@@ -80,7 +84,7 @@ def run_training(
     device = _device(recipe)
     parallel = recipe.parallel
     mesh = build_mesh(device.type, data=parallel.data, context=parallel.context, tensor=parallel.tensor)
-    exit_code = _run_under_lease(attempt, build_task, mesh, device, stop, manifest)
+    exit_code = _run_under_lease(attempt, build_task, mesh, device, stop, manifest, preflight_only)
     # Not after an error: the other ranks are then in a collective that this one will never join; torchrun ends them.
     dist.destroy_process_group()
     return exit_code
@@ -93,21 +97,25 @@ def _run_under_lease(
     device: torch.device,
     stop: StopRequest,
     manifest: Path | None,
+    preflight_only: bool,
 ) -> int:
     attempt.folder.mkdir(parents=True, exist_ok=True)
     lease = Lease(attempt.folder) if dist.get_rank() == 0 else None
     try:
         if not _acquire(lease, attempt, stop):
             return EXIT_STOPPED
-        if not _finished(attempt):
+        if preflight_only or not _finished(attempt):
             refuse_fatal(attempt)
             with fatal_recorded(attempt):
-                stopped = _train(attempt, build_task, mesh, device, stop, lease)
+                stopped = _train(attempt, build_task, mesh, device, stop, lease, preflight_only)
             if stopped:
                 return EXIT_STOPPED
         if lease is not None:
             lease.check()
-            write_manifest(attempt, manifest)
+            if not preflight_only:
+                write_manifest(attempt, manifest)
+            elif manifest is not None:
+                write_json(manifest.with_name(PREFLIGHT), read_json(attempt.folder / PREFLIGHT))
         dist.barrier()
         return 0
     finally:
@@ -122,14 +130,24 @@ def _train(
     device: torch.device,
     stop: StopRequest,
     lease: Lease | None,
+    preflight_only: bool,
 ) -> bool:
-    """Train on all ranks; returns whether it was stopped."""
+    """Train on all ranks, or measure only what comes before; returns whether it was stopped."""
     recipe = attempt.recipe
+    preflight = Preflight(
+        recipe,
+        attempt.folder,
+        circumstances=attempt.circumstances() if lease is not None else "",
+        device=device,
+        lease=lease,
+        only=preflight_only,
+    )
     tracker: Tracker = NullTracker()
     if lease is not None:
         set_fatal_aside(attempt)
         record_start(attempt, device=device, world_size=recipe.world_size)
-        tracker = _tracker(attempt)
+        if not preflight_only:
+            tracker = _tracker(attempt)
     try:
         task = build_task(recipe, attempt.inputs, mesh, device)
         result = train(
@@ -142,12 +160,15 @@ def _train(
             lease=lease,
             tracker=tracker,
             about=attempt.belongs_to(),
+            preflight=preflight,
         )
     finally:
         tracker.finish()
     if result.stopped is not None:
         logger.warning("stopped after step %d of %d: %s", result.step, recipe.training.max_iter, result.stopped)
         return True
+    if preflight_only:
+        return False
     logger.info("trained %d steps; step %d is the last", result.new_steps, result.step)
     return False
 

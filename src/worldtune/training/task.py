@@ -1,5 +1,6 @@
 """What the trainer asks of a task: a model on a mesh, a dataset of ordinals, a loss and a held-out measurement."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -72,10 +73,23 @@ class Task(Protocol):
         """The held-out clips that `validate` measures."""
         ...
 
+    @property
+    def start_checks(self) -> Mapping[str, str]:
+        """What was checked when the task was built, by name, and what was found; for the record."""
+        ...
+
     def make_dataset(self) -> Dataset[Sample]:
         """Return a map-style dataset: an ordinal (global sample number) in, a sample out.
 
         It is called on the first rank of each `sample_group`; the dataset is copied into loader processes.
+        """
+        ...
+
+    def largest_batch(self) -> Batch:
+        """Return a random micro-batch of the largest shape that training samples have, as a reader gives it.
+
+        On the device; equal on all ranks of `sample_group`, without communication. It draws nothing from the default
+        generators.
         """
         ...
 

@@ -37,6 +37,7 @@ from worldtune.training.metrics import (
 )
 from worldtune.training.optimizer import MasterAdamW, learning_rate_factor
 from worldtune.training.order import BatchLayout
+from worldtune.training.preflight import Preflight
 from worldtune.training.random import seed_default_generators
 from worldtune.training.sharding import broadcast_replicas, trainable_parameters
 from worldtune.training.signals import StopRequest
@@ -79,6 +80,7 @@ def train(
     lease: Lease | None,
     tracker: Tracker,
     about: Mapping[str, str],
+    preflight: Preflight | None,
 ) -> TrainResult:
     """Train to `training.max_iter`, from the attempt's newest checkpoint if it has one. Collective over all ranks.
 
@@ -92,13 +94,15 @@ def train(
         lease: on rank 0, the right to write into `attempt`.
         tracker: a view of the metrics; used on rank 0.
         about: what checkpoints belong to, such as the hash of the frozen base, which they do not hold.
+        preflight: what is measured before the first step of this call; None measures nothing.
 
     Raises:
         WorldtuneError: gradients were not finite many times in a row, a held-out loss was not, a batch is bad, the
-            network's parallel plan is wrong, a checkpoint belongs to something else, or the lease was lost.
+            network's parallel plan is wrong, the largest batch does not fit the GPU, a checkpoint belongs to something
+            else, or the lease was lost.
         TemporaryError: the disk is too full for the checkpoints.
     """
-    trainer = _Trainer(recipe, task, attempt, mesh, device, stop, lease, tracker, about)
+    trainer = _Trainer(recipe, task, attempt, mesh, device, stop, lease, tracker, about, preflight)
     try:
         return trainer.run()
     finally:
@@ -117,10 +121,11 @@ class _Trainer:
         lease: Lease | None,
         tracker: Tracker,
         about: Mapping[str, str],
+        preflight: Preflight | None,
     ) -> None:
         self.recipe, self.task, self.attempt = recipe, task, attempt
         self.mesh, self.device, self.stop, self.tracker = mesh, device, stop, tracker
-        self.lease = lease
+        self.lease, self.preflight = lease, preflight
         self.is_main = dist.get_rank() == 0
         self.data_rank = mesh.data.get_local_rank()
         self.layout = BatchLayout(
@@ -155,7 +160,8 @@ class _Trainer:
     def run(self) -> TrainResult:
         last_step = self.recipe.training.max_iter
         self.first_step = first_step = self._resume()
-        if first_step < last_step:
+        measures_only = self.preflight is not None and self.preflight.only
+        if first_step < last_step and not measures_only:
             self.store.prepare(self.state)
             self.reader = reader = BatchReader(
                 self.task.make_dataset,
@@ -177,6 +183,10 @@ class _Trainer:
                 num_batches=reader.num_batches,
                 ahead=self.recipe.parallel.encode_ahead,
             )
+        if self.preflight is not None and (first_step < last_step or measures_only):
+            self.preflight.run(self.task, self.state, self.gradients, self.mesh)
+            if measures_only:
+                return TrainResult(step=first_step, new_steps=0, stopped=None)
         self._validate_if_due()
         stopped = self._agree(torch.zeros((), device=self.device))[2]
         while self.state.step < last_step and stopped is None:

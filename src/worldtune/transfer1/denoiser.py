@@ -157,7 +157,7 @@ def lay_out(base: BaseNetwork, control: ControlNetwork, recipe: Recipe, mesh: Me
 
 
 @torch.no_grad()
-def check_step_zero(denoiser: Denoiser, recipe: Recipe, device: torch.device, *, is_fresh: bool) -> None:
+def check_step_zero(denoiser: Denoiser, recipe: Recipe, device: torch.device, *, is_fresh: bool) -> str:
     """Check that the branch does not act before it is trained: the base's output stays as it is, bit for bit.
 
     A fresh branch must not act at all, a loaded one not at control weight 0. Two forward passes on random latents of
@@ -169,6 +169,9 @@ def check_step_zero(denoiser: Denoiser, recipe: Recipe, device: torch.device, *,
         device: of this rank.
         is_fresh: whether the branch started as a copy of the base's first blocks.
 
+    Returns:
+        What was found, for the record.
+
     Raises:
         WorldtuneError: it does act: the networks are wired or loaded wrongly.
     """
@@ -176,13 +179,14 @@ def check_step_zero(denoiser: Denoiser, recipe: Recipe, device: torch.device, *,
     sigma_b = torch.ones(1, device=device)
     alone = denoiser.network_output(noisy, sigma_b, conditions, control_weight=None)
     controlled_output = denoiser.network_output(noisy, sigma_b, conditions, control_weight=1.0 if is_fresh else 0.0)
+    state = "freshly initialised branch" if is_fresh else "loaded branch at control weight 0"
     if not torch.equal(alone, controlled_output):
         difference = (alone.float() - controlled_output.float()).abs().max().item()
-        state = "freshly initialised branch" if is_fresh else "loaded branch at control weight 0"
         raise WorldtuneError(
             f"step-0 parity failed: a {state} changes the base's output by up to {difference:.3g}, expected exactly 0. "
             "The networks or their checkpoints are damaged (not finite?); nothing was trained."
         )
+    return f"a {state} leaves the base's output bit-equal"
 
 
 def _example(denoiser: Denoiser, recipe: Recipe, device: torch.device) -> tuple[Tensor, Conditions]:

@@ -23,6 +23,7 @@ from worldtune.transfer1.batch import ClipDataset
 from worldtune.transfer1.conditions import Conditions
 from worldtune.transfer1.control import ControlNetwork
 from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser, check_step_zero
+from worldtune.transfer1.largest import largest_batch
 from worldtune.transfer1.loading import LoadReport
 from worldtune.transfer1.objective import add_noise, draw, draw_kept_hints, edm_loss, given_frames
 from worldtune.transfer1.tokenizer import VideoTokenizer
@@ -45,7 +46,7 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: Mesh, device: torch.device)
     control_state = read_own_shard(inputs.control, degree, rank) if inputs.control else None
     choose_attention(recipe, device)
     built = build_denoiser(recipe, read_own_shard(inputs.base, degree, rank), control_state, mesh, device)
-    check_step_zero(built.denoiser, recipe, device, is_fresh=inputs.control is None)
+    step_zero = check_step_zero(built.denoiser, recipe, device, is_fresh=inputs.control is None)
     tokenizer = VideoTokenizer(inputs.tokenizer, recipe.data.num_frames, device, DTYPES[recipe.training.precision])
     return Transfer1Task(
         recipe,
@@ -54,6 +55,7 @@ def build_task(recipe: Recipe, inputs: Inputs, mesh: Mesh, device: torch.device)
         dataset,
         mesh,
         load_reports=built.load_reports,
+        start_checks={"step_zero_parity": step_zero},
     )
 
 
@@ -163,6 +165,7 @@ class Transfer1Task:
         mesh: Mesh,
         *,
         load_reports: Mapping[str, LoadReport],
+        start_checks: Mapping[str, str],
     ) -> None:
         """Join what `build_task` built."""
         self.recipe = recipe
@@ -171,6 +174,7 @@ class Transfer1Task:
         self.dataset = dataset
         self.mesh = mesh
         self.load_reports = load_reports
+        self.start_checks = start_checks
         self._held_out: dict[str, _HeldOutClip] = {}
 
     @property
@@ -196,6 +200,10 @@ class Transfer1Task:
     def make_dataset(self) -> ClipDataset:
         """Return the training samples by ordinal."""
         return self.dataset
+
+    def largest_batch(self) -> Batch:
+        """Return a random micro-batch of the largest size of the training clips, on the device."""
+        return largest_batch(self.dataset, self.encoder.device)
 
     def prepare(self, batch: Batch) -> Batch:
         """Return a micro-batch with scaled latents, float32, as `latents` and `hint`: no pixels.

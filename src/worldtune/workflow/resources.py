@@ -1,20 +1,11 @@
 """What jobs ask of SLURM. Snakemake reads None as "not set"."""
 
-import math
 from typing import Any
 
 from worldtune.recipe.project import ClusterNames
 from worldtune.recipe.schema import Recipe
 
-
-def num_nodes(recipe: Recipe) -> int:
-    """Return the nodes that a training job takes."""
-    return math.ceil(recipe.world_size / recipe.cluster.gpus_per_node)
-
-
-def processes_per_node(recipe: Recipe) -> int:
-    """Return the processes, one a GPU, on each node of a training job."""
-    return recipe.world_size // num_nodes(recipe)
+PREFLIGHT_MINUTES = 60
 
 
 def slurm_extra(cluster: ClusterNames) -> str:
@@ -38,7 +29,7 @@ def train_resources(recipe: Recipe, cluster: ClusterNames) -> dict[str, Any]:
     several, `mpi` keeps the plugin from wrapping the job in a single-task srun, and `tasks_per_gpu = 0` from
     multiplying.
     """
-    nodes, processes = num_nodes(recipe), processes_per_node(recipe)
+    nodes, processes = recipe.num_nodes, recipe.processes_per_node
     several = nodes > 1
     return {
         "nodes": nodes,
@@ -51,3 +42,8 @@ def train_resources(recipe: Recipe, cluster: ClusterNames) -> dict[str, Any]:
         "runtime": recipe.cluster.runtime_minutes,
         "slurm_extra": f"{slurm_extra(cluster)} --signal=TERM@{recipe.cluster.save_seconds}",
     }
+
+
+def preflight_runtime(recipe: Recipe) -> int:
+    """Return the time limit in minutes of a job that ends before the first step: loading, compilation, two steps."""
+    return min(PREFLIGHT_MINUTES, recipe.cluster.runtime_minutes)
