@@ -100,12 +100,12 @@ class ToyTask:
         self.sample_group = sample_group(mesh)
 
     @property
-    def dataset_digest(self) -> str:
-        return "toy"
-
-    @property
     def start_checks(self) -> dict[str, str]:
         return {"weights": "as they were made"}
+
+    @property
+    def dataset_digest(self) -> str:
+        return "toy"
 
     @property
     def measured_clip_ids(self) -> list[str]:
