@@ -110,7 +110,7 @@ test-slow: setup  ## the tests that take minutes
 test-slurm: setup  ## start a two-node SLURM, run the pipeline on it, stop it
 	$(BIN)/pytest -q -s -m "slurm and not slow" tests/slurm
 
-test-slurm-slow: setup  ## the tests on SLURM that wait for time limits
+test-slurm-slow: setup  ## the tests on SLURM of what cuts training off: time limits, preemptions, signals
 	$(BIN)/pytest -q -s -m "slurm and slow" tests/slurm
 
 lint: setup  ## formatting, style, types, spelling, generated files

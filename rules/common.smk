@@ -1,6 +1,7 @@
 import functools
 import json
 import re
+import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -56,6 +57,11 @@ PLAN = Plan(
     scheduling=lambda: LOCK.held,
     inside_job=not workflow.is_main_process,
 )
+
+if not workflow.is_main_process:
+    # `scancel --signal=USR1` reaches the snakemake around a job's command too, which would die of it and take the job
+    # with it. A handler, not SIG_IGN: that one would be inherited by the command.
+    signal.signal(signal.SIGUSR1, lambda *_: None)
 
 # By snakemake's own reader: others take 5e-2 for a number, which YAML 1.1 takes for a text.
 if config != load_configfile(config_path()):

@@ -120,3 +120,11 @@ def test_parts_are_there_for_every_recipe(name: str) -> None:
     assert found["total"] == pytest.approx(sum(parts), abs=1e-3)
     assert found["weights"] > 0
     assert found["activations"] > 0
+
+
+def test_each_control_is_one_more_video_to_hold() -> None:
+    one, two = load("demo_edge_posttrain"), load("demo_edge_posttrain", "control.also=[vis]")
+    assert gpu_memory(two).batch == pytest.approx(1.5 * gpu_memory(one).batch)
+    cached = [load("demo_edge_posttrain", "data.cache_latents=true", *more) for more in ([], ["control.also=[vis]"])]
+    assert gpu_memory(cached[1]).batch == 2 * gpu_memory(cached[0]).batch
+    assert host_memory(two).loaders > host_memory(one).loaders

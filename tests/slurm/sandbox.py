@@ -291,7 +291,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 MinJobAge=43200
-KillWait=5
+KillWait=30
 SlurmdTimeout=60
 InactiveLimit=0
 Waittime=0
@@ -307,7 +307,8 @@ AccountingStoreFlags=job_comment
 {nodes}
 PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE DefMemPerCPU=1000 State=UP PriorityTier=10
 PartitionName=gpu Nodes=ALL MaxTime=INFINITE DefMemPerCPU=1000 State=UP PriorityTier=10
-PartitionName=preemptible Nodes=ALL MaxTime=INFINITE DefMemPerCPU=1000 State=UP PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=requeued Nodes=ALL MaxTime=INFINITE DefMemPerCPU=1000 PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=graced Nodes=ALL MaxTime=INFINITE DefMemPerCPU=1000 PriorityTier=1 PreemptMode=REQUEUE GraceTime=300
 """
         )
         # The plugin's inner srun gets no SLURM_CONF and reads only the default place.

@@ -27,13 +27,14 @@ def single_mesh() -> Iterator[DeviceMesh]:
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Job"]:
-    from toy_job import Job, inputs
+    from toy_job import Job
+    from trainer_toy import toy_inputs
 
     import worldtune.training.run as run_module
     from worldtune.training.signals import STOP_SIGNALS
 
     torch.set_num_threads(1)
-    monkeypatch.setattr(run_module, "find_inputs", lambda *_args, **_kwargs: inputs())
+    monkeypatch.setattr(run_module, "find_inputs", lambda *_args, **_kwargs: toy_inputs())
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield Job(tmp_path / "toy_run")
     # A training process keeps these signals for good; pytest wants them back.

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from trainer_toy import exit_codes, start_ranks, toy_recipe
 
 from worldtune.common.files import read_json, write_json
@@ -58,9 +59,12 @@ def test_killed_run_resumes_bit_equal(tmp_path: Path, layout: dict[str, int], pr
     codes = run(tmp_path / "killed", recipe, {rank: {"21": "kill"} for rank in range(recipe.world_size)})
     assert -signal.SIGKILL in codes
     # The save of step 3 may still have been in flight.
-    assert complete_steps(tmp_path / "killed" / "checkpoints") in ([], [3])
+    saved = complete_steps(tmp_path / "killed" / "checkpoints")
+    assert saved in ([], [3])
     assert len(metrics(tmp_path / "killed")) == 5
     assert run(tmp_path / "killed", recipe) == [0] * recipe.world_size
+    starts = yaml.safe_load((tmp_path / "killed" / "launch_info.yaml").read_text())
+    assert starts[-1] == {"start_step": sum(saved), "repeated_steps": 5 - sum(saved)}
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
     assert read_rows(tmp_path / "killed" / "validation.jsonl") == read_rows(tmp_path / "whole" / "validation.jsonl")
     assert_same_weights(tmp_path / "whole", tmp_path / "killed", 8)

@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -10,14 +11,16 @@ import pytest
 import torch
 import yaml
 from full_disk import error_of, leave_free, refuse_writes, remount
+from torch.distributed.device_mesh import DeviceMesh
 from toy_job import Job
 from trainer_toy import ToyTask, toy_recipe
 
 import worldtune.training.attempt as attempt_module
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.identity import fingerprint, values_that_affect
+from worldtune.recipe.schema import Recipe
 from worldtune.training.errors import TemporaryError
-from worldtune.training.inputs import find_inputs
+from worldtune.training.inputs import Inputs, find_inputs
 from worldtune.training.metrics import append_rows, cut_rows, read_rows, replace_rows
 from worldtune.training.signals import EXIT_STOPPED
 from worldtune.training.state import complete_steps
@@ -320,6 +323,22 @@ def test_stop_file(job: Job) -> None:
     (attempt / "stop").unlink()
     assert job(toy_recipe()) == 0
     assert len(read_rows(attempt / "metrics.jsonl")) == 8
+
+
+def test_a_signal_while_the_model_is_built_leaves_no_time_for_measurements(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = job.build
+
+    def signalled_build(recipe: Recipe, inputs: Inputs, mesh: DeviceMesh, device: torch.device) -> ToyTask:
+        signal.raise_signal(signal.SIGTERM)
+        return build(recipe, inputs, mesh, device)
+
+    monkeypatch.setattr(job, "build", signalled_build)
+    assert job(toy_recipe()) == EXIT_STOPPED
+    (attempt,) = job.attempts()
+    assert not (attempt / "validation.jsonl").exists()
+    assert not (attempt / "metrics.jsonl").exists()
 
 
 def test_wandb_run_has_the_name_of_the_attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,31 +1,14 @@
 """A training job of the toy task, with its attempt and its records."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from trainer_toy import NUM_HELD_OUT, ToyTask
+from trainer_toy import ToyTask
 
 from worldtune.recipe.schema import Recipe
-from worldtune.training.inputs import Inputs, SplitCheckpoint
+from worldtune.training.inputs import Inputs
 from worldtune.training.run import run_training
-
-
-def inputs() -> Inputs:
-    base = SplitCheckpoint(source="toy/base.pt", source_sha256="b" * 64, split_file=Path("base.split.json"))
-    clips = [SimpleNamespace(clip_id=f"clip{number}", num_frames=121) for number in range(NUM_HELD_OUT)]
-    dataset: Any = SimpleNamespace(name="toy", digest="d" * 64, split=lambda _name: clips)
-    return Inputs(
-        dataset=dataset,
-        base=base,
-        control=None,
-        tokenizer_name="toy/tokenizer",
-        tokenizer=Path("toy/tokenizer"),
-        tokenizer_sha256="t" * 64,
-        latents=None,
-    )
 
 
 class Job:

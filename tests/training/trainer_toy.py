@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 
 from worldtune.parallel.mesh import Mesh, build_mesh, sample_group
 from worldtune.recipe.schema import Recipe
+from worldtune.training.inputs import Inputs, SplitCheckpoint
 from worldtune.training.lease import Lease
 from worldtune.training.metrics import NullTracker
 from worldtune.training.order import clip_index
@@ -63,6 +65,22 @@ def toy_recipe(**overrides: Any) -> Recipe:
         section, _, key = name.partition("__")
         values[section] = {**values.get(section, {}), **({key: value} if key else value)}
     return Recipe.model_validate(values)
+
+
+def toy_inputs() -> Inputs:
+    """What the toy task reads, in the place of `find_inputs`."""
+    base = SplitCheckpoint(source="toy/base.pt", source_sha256="b" * 64, split_file=Path("base.split.json"))
+    clips = [SimpleNamespace(clip_id=f"clip{number}", num_frames=121) for number in range(NUM_HELD_OUT)]
+    dataset: Any = SimpleNamespace(name="toy", digest="d" * 64, split=lambda _name: clips)
+    return Inputs(
+        dataset=dataset,
+        base=base,
+        control=None,
+        tokenizer_name="toy/tokenizer",
+        tokenizer=Path("toy/tokenizer"),
+        tokenizer_sha256="t" * 64,
+        latents=None,
+    )
 
 
 class ToyDataset(Dataset[Sample]):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from largest_check import assert_largest_is_like_samples
 from PIL import Image
 from tiny_world import CONTROL, tiny_inputs, tiny_recipe
 from torch import Tensor
@@ -70,6 +71,10 @@ def test_a_sample_has_each_control_of_the_same_window(tiny_world: Path) -> None:
         hints.add(hint[3:].numpy().tobytes())
         assert torch.equal(tensor(both[ordinal], "hint"), hint)
     assert len(hints) == 6
+
+
+def test_the_largest_batch_has_each_control(tiny_world: Path) -> None:
+    assert_largest_is_like_samples(clips(tiny_world, two_controls()))
 
 
 def test_evaluation_takes_the_fixed_control_of_each(tiny_world: Path) -> None:
@@ -153,7 +158,8 @@ def test_a_run_from_data_to_samples(tiny_world: Path) -> None:
     places = {"datasets": tiny_world / "datasets", "checkpoints": tiny_world / "checkpoints"}
     run_dir = tiny_world / "results" / "two_controls"
     recipe = two_controls(data={"num_workers": 1})
-    assert run_training(recipe, run_dir, build_task, has_overrides=False, manifest=None, **places) == 0
+    settings = {"has_overrides": False, "manifest": None, "preflight_only": False, **places}
+    assert run_training(recipe, run_dir, build_task, **settings) == 0
     export_run(run_dir, checkpoints_dir=places["checkpoints"], datasets_dir=places["datasets"])
     model = run_dir / "model"
     assert (model / "edge-vis_control.pt").is_file()

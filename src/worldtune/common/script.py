@@ -29,28 +29,33 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except WorldtuneError as error:
-        if _record(error, str(error)):
+        if record_error(str(error)):
             sys.exit(1)
         sys.exit(f"error: {error}")
     except Exception as error:
         advice = disk_advice(error)
         if advice is None:
-            _record(error, "".join(traceback.format_exception_only(error)).strip())
+            message = "".join(traceback.format_exception_only(error)).strip()
+            record_error(message, "".join(traceback.format_exception(error)))
             raise
-        if _record(error, advice):
+        if record_error(advice):
             sys.exit(1)
         sys.exit(f"error: {advice}")
 
 
-def _record(error: Exception, message: str) -> bool:
-    """Write an error into the file that torchrun looks for, in its format; returns whether there is one."""
-    path = os.environ.get(ERROR_FILE)
+def record_error(message: str, callstack: str | None = None, path: str | None = None) -> bool:
+    """Write an error into the file that torchrun looks for, in its format; returns whether there is one.
+
+    Args:
+        message: for people.
+        callstack: where it happened; the message where that tells nothing.
+        path: the file of another process than this one.
+    """
+    path = path or os.environ.get(ERROR_FILE)
     if not path:
         return False
-    is_explained = isinstance(error, WorldtuneError) or disk_advice(error) is not None
-    callstack = message if is_explained else "".join(traceback.format_exception(error))
     # torchrun knows whole seconds only, in which several processes may fail.
-    extra = {"py_callstack": callstack, "timestamp": str(int(time.time())), "time_ns": time.time_ns()}
+    extra = {"py_callstack": callstack or message, "timestamp": str(int(time.time())), "time_ns": time.time_ns()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
     return True

@@ -221,5 +221,5 @@ def _pixels(recipe: Recipe) -> int:
 
 
 def _videos(recipe: Recipe) -> int:
-    """Return how many videos of a sample are read: its own, unless its latents are cached, and the hint."""
-    return 1 if recipe.data.cache_latents else 2
+    """Return how many videos of a sample are read: its own, unless its latents are cached, and each control input."""
+    return len(recipe.control.kinds) + (0 if recipe.data.cache_latents else 1)

@@ -449,6 +449,9 @@ class Health(Section):
     max_data_wait: float = Field(default=0.05, gt=0.0, le=1.0)
     """Share of the step time that the slowest rank may wait for data, read and encoded, before the trainer warns: the
     mean over 20 steps, not the first ones after a start."""
+    hang_seconds: PositiveFloat = 900.0
+    """Seconds without progress of any process, in one part of a step, after which the job ends itself and names the
+    process that keeps the others waiting; four times as long while the model is built, compiled, measured or saved."""
 
 
 class Cluster(Section):

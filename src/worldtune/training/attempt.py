@@ -1,12 +1,14 @@
 """The folder of an attempt, `results/<run>/attempts/<identity>`, and the records in it besides checkpoints and metrics.
 
 config.yaml        the resolved recipe of the newest start; earlier ones that differed are config.0001.yaml, ...
-launch_info.yaml   a list: each start with its command, host, ranks, git commit, versions, hardware
+launch_info.yaml   a list: each start with its command, host, ranks, git commit, versions, hardware, and how many steps
+                   of earlier starts it repeats
 job_env.yaml       a list: the scheduler's and the libraries' environment variables at each start
 manifest.json      what came out and its resolved recipe, once the last step is reached; results/<run>/manifest.json
                    is a copy
 preflight.json     what was measured before the first step: memory, seconds a step, predicted duration
 fatal.json         a failure that a retry cannot mend
+hang.json          where every rank was when none went on, and which kept the others waiting
 stop               made by a person: the run stops after its step, and starts again when it is deleted
 """
 
@@ -22,7 +24,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +36,14 @@ import yaml
 
 import worldtune
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import digest, read_json, write_json, write_text
+from worldtune.common.files import digest, read_json, write_json
 from worldtune.recipe.schema import Recipe
 from worldtune.training.config import CONFIG_FILE, config_text, write_config
 from worldtune.training.errors import TemporaryError
 from worldtune.training.hardware import describe_hardware
 from worldtune.training.held_out import held_out_loss, is_measured, measured_clips
 from worldtune.training.inputs import Inputs
+from worldtune.training.launch_info import LAUNCH_INFO, append_entry
 from worldtune.training.manifest import MANIFEST, MANIFEST_FORMAT, trained_fingerprint
 from worldtune.training.metrics import METRICS_FILE, VALIDATION_FILE, read_rows
 from worldtune.training.state import complete_steps, folder_name, read_weights
@@ -126,9 +129,9 @@ def record_start(attempt: Attempt, *, device: torch.device, world_size: int) -> 
         for name, value in sorted(os.environ.items())
         if name.startswith(ENVIRONMENT_PREFIXES) and not SECRET.search(name)
     }
-    _append_yaml(folder / "job_env.yaml", {"time": started, "environment": environment})
-    _append_yaml(
-        folder / "launch_info.yaml",
+    append_entry(folder / "job_env.yaml", {"time": started, "environment": environment})
+    append_entry(
+        folder / LAUNCH_INFO,
         {
             "time": started,
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -156,7 +159,7 @@ def write_manifest(attempt: Attempt, path: Path | None) -> None:
     step = attempt.recipe.training.max_iter
     checkpoint = Path(CHECKPOINTS) / folder_name(step)
     rows = [row for row in read_rows(folder / METRICS_FILE) if row["step"] <= step]
-    start = yaml.safe_load((folder / "launch_info.yaml").read_text(encoding="utf-8"))[-1]
+    start = yaml.safe_load((folder / LAUNCH_INFO).read_text(encoding="utf-8"))[-1]
     manifest = {
         "format": MANIFEST_FORMAT,
         "run": attempt.run,
@@ -238,12 +241,6 @@ def set_fatal_aside(attempt: Attempt) -> None:
     if path.exists():
         number = len(list(attempt.folder.glob("fatal.[0-9]*.json"))) + 1
         path.rename(attempt.folder / f"fatal.{number:04d}.json")
-
-
-def _append_yaml(path: Path, entry: Mapping[str, Any]) -> None:
-    # Not appended in place: a full disk would leave half an entry, and no start after it could read the file.
-    entries = path.read_text(encoding="utf-8") if path.exists() else ""
-    write_text(path, entries + yaml.safe_dump([dict(entry)], sort_keys=False, allow_unicode=True))
 
 
 def _code_digest() -> str:

@@ -48,11 +48,14 @@ def replace_rows(path: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[s
     write_text(path, "".join(_line(row) for row in [*kept, *rows]))
 
 
-def cut_rows(path: Path, last_step: int) -> None:
-    """Remove the rows of steps after `last_step`, which a resumed run makes again."""
-    if path.exists():
-        kept = [row for row in read_rows(path) if row["step"] <= last_step]
-        write_text(path, "".join(_line(row) for row in kept))
+def cut_rows(path: Path, last_step: int) -> int:
+    """Remove the rows of steps after `last_step`, which a resumed run makes again; returns their number."""
+    if not path.exists():
+        return 0
+    rows = read_rows(path)
+    kept = [row for row in rows if row["step"] <= last_step]
+    write_text(path, "".join(_line(row) for row in kept))
+    return len(rows) - len(kept)
 
 
 class StepClock:

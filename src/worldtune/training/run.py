@@ -30,6 +30,8 @@ from worldtune.training.signals import EXIT_STOPPED, StopRequest
 from worldtune.training.tables import last_steps, write_tables
 from worldtune.training.task import Task
 from worldtune.training.trainer import VERSION, train
+from worldtune.training.watchdog import set_collective_timeouts, watched
+from worldtune.training.whereabouts import mark
 
 ANNOUNCE_S = 60.0
 logger = logging.getLogger(__name__)
@@ -85,7 +87,10 @@ def run_training(
     device = _device(recipe)
     parallel = recipe.parallel
     mesh = build_mesh(device.type, data=parallel.data, context=parallel.context, tensor=parallel.tensor)
-    exit_code = _run_under_lease(attempt, build_task, mesh, device, stop, manifest, preflight_only)
+    hang_seconds = recipe.health.hang_seconds
+    set_collective_timeouts(hang_seconds)
+    with watched(attempt.folder, hang_seconds):
+        exit_code = _run_under_lease(attempt, build_task, mesh, device, stop, manifest, preflight_only)
     # Not after an error: the other ranks are then in a collective that this one will never join; torchrun ends them.
     dist.destroy_process_group()
     return exit_code
@@ -116,6 +121,7 @@ def _run_under_lease(
         if stopped:
             return EXIT_STOPPED
         if lease is not None:
+            mark("writing the manifest")
             if not preflight_only:
                 write_manifest(attempt, manifest)
             elif manifest is not None:
@@ -153,7 +159,10 @@ def _train(
         if not preflight_only:
             tracker = _tracker(attempt)
     try:
+        mark("building the model")
         task = build_task(recipe, attempt.inputs, mesh, device)
+        # It makes process groups too.
+        set_collective_timeouts(recipe.health.hang_seconds)
         result = train(
             recipe,
             task,
@@ -194,6 +203,7 @@ def _acquire(lease: Lease | None, attempt: Attempt, stop: StopRequest) -> bool:
     """
     announced = -ANNOUNCE_S
     while True:
+        mark("waiting for the lease")
         reasons: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(reasons, stop.reason())
         if any(reasons):

@@ -1,13 +1,15 @@
 """Requests to stop: a signal to any rank, or a file in the attempt's folder.
 
-Timeline of a time limit (SLURM with --signal=TERM@120) or of a preemption:
+Timeline of a time limit (SLURM with --signal=TERM@120), of a preemption, of `scancel` or `scancel --signal=USR1`:
 
-1. SLURM sends SIGTERM to every process of the step: torchrun, the ranks, the loaders. Loaders ignore it; torchrun
-   passes it on to its ranks once more and waits (launch.sh gives it ten minutes instead of 30 s).
+1. SLURM sends the signal to every process of the step: snakemake around the command, torchrun, the ranks, the loaders.
+   Snakemake waits for its command (rules/common.smk has it outlive SIGUSR1), loaders ignore it; torchrun passes it on
+   to its ranks once more and waits (launch.sh gives it ten minutes instead of 30 s).
 2. A rank's handler only sets a flag: whatever runs goes on.
 3. At the end of the optimizer step the ranks agree: one that has the flag is enough. They write a checkpoint and leave
    with `EXIT_STOPPED`, which is not 0, so that a scheduler's retry brings the run back.
-4. SLURM kills what is left at its limit. A checkpoint in the making is then a torn one, which the next start removes.
+4. SLURM kills what is left at its limit: the time limit, the partition's GraceTime after a preemption, KillWait where
+   there is none and after `scancel`. A checkpoint in the making is then a torn one, which the next start removes.
 """
 
 import signal

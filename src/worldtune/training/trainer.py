@@ -29,6 +29,7 @@ from worldtune.training.gradients import (
 )
 from worldtune.training.health import DataWait, SkippedSteps, agree, check_first_loss
 from worldtune.training.held_out import check_finite, is_measured
+from worldtune.training.launch_info import note_resume
 from worldtune.training.lease import Lease
 from worldtune.training.metrics import (
     METRICS_FILE,
@@ -56,6 +57,7 @@ from worldtune.training.state import CheckpointStore, TrainState
 from worldtune.training.steps import StepBatch, StepNumbers, gather_batch
 from worldtune.training.task import Task
 from worldtune.training.throughput import peak_flop_per_s
+from worldtune.training.whereabouts import mark
 
 VERSION = 1
 """Raised when a change of the trainer changes the weights that come out; it enters every attempt's identity."""
@@ -201,20 +203,24 @@ class _Trainer:
                 ahead=self.recipe.parallel.encode_ahead,
             )
         if self.preflight is not None and (first_step < last_step or measures_only):
+            mark("measuring before the first step")
             self.preflight.run(self.task, self.state, self.gradients, self.mesh)
             if measures_only:
                 return TrainResult(step=first_step, new_steps=0, stopped=None)
-        self._validate_if_due()
         stopped = self._agree(torch.zeros(0, device=self.device))[2]
+        if stopped is None:
+            self._validate_if_due()
         with step_progress("step", last_step, done=first_step, is_shown=self.is_main) as self.show:
             while self.state.step < last_step and stopped is None:
                 stopped = self._step()
                 is_last = self.state.step == last_step or stopped is not None
                 if self.state.step % self.recipe.saving.every == 0 or is_last:
+                    mark("saving", self.state.step)
                     self.store.begin(self.state, {LOADERS: self._loader_positions()})
                 # A stop has no time for it; the next start makes up for what is due.
                 if stopped is None:
                     self._validate_if_due()
+        mark("writing the last checkpoint")
         self.store.finish()
         return TrainResult(step=self.state.step, new_steps=self.state.step - first_step, stopped=stopped)
 
@@ -226,6 +232,7 @@ class _Trainer:
         return sorted((position for position in found if position is not None), key=lambda one: one["data_rank"])
 
     def _resume(self) -> int:
+        mark("looking for a checkpoint")
         extra = self.store.resume(self.state)
         resumed = extra is not None
         self.loaders = (extra or {}).get(LOADERS, [])
@@ -239,13 +246,16 @@ class _Trainer:
             # The newest one is complete before an old one goes.
             self.store.check_space(self.state.num_bytes(), count=1 if resumed else saving.keep_last + 1)
             self._check_lease()
-            for name in (METRICS_FILE, VALIDATION_FILE, SKIPPED_FILE):
+            repeated = cut_rows(self.attempt / METRICS_FILE, self.state.step)
+            for name in (VALIDATION_FILE, SKIPPED_FILE):
                 cut_rows(self.attempt / name, self.state.step)
+            note_resume(self.attempt, start_step=self.state.step, repeated_steps=repeated)
             logger.info(
-                "%s at step %d of %d; a checkpoint has %.2f GiB",
+                "%s at step %d of %d; %d steps after it are repeated; a checkpoint has %.2f GiB",
                 "resuming" if resumed else "starting",
                 self.state.step,
                 self.recipe.training.max_iter,
+                repeated,
                 self.state.num_bytes() / 2**30,
             )
         return self.state.step
@@ -257,6 +267,7 @@ class _Trainer:
         clock = StepClock(self.device)
         batch = self._accumulate(step, clock)
         gradients = self.gradients.finish()
+        mark("optimizer", step + 1)
         if step == self.first_step:
             check_replicas(gradients, self.parameters, self.mesh)
         numbers = self._measure(batch, gradients)
@@ -324,12 +335,15 @@ class _Trainer:
         clip_ids: list[list[str]] = []
         work = [0.0, 0.0]
         for micro_step in range(accumulation):
+            mark("data", step + 1)
             batch = self.batches.next()
             ordinal = self.layout.ordinals(step, micro_step, self.data_rank)[0]
             seed_default_generators(self.recipe.training.seed, "default", ordinal)
             clock.mark("data")
+            mark("forward", step + 1)
             output = self.task.training_loss(batch)
             clock.mark("forward")
+            mark("backward", step + 1)
             (output.loss / accumulation).backward()
             self.gradients.add()
             clock.mark("backward")
@@ -360,6 +374,7 @@ class _Trainer:
         step = self.state.step
         if step % self.recipe.validation.every and step != self.recipe.training.max_iter:
             return
+        mark("held-out loss", step)
         path = self.attempt / VALIDATION_FILE
         present = [self.is_main and self._is_measured(path)]
         dist.broadcast_object_list(present, src=0)

@@ -23,18 +23,19 @@ def largest_batch(dataset: ClipDataset, device: torch.device) -> Batch:
     sizes = {recipe.video_sizes_wh[aspect_ratio(clip)] for clip in dataset.train_clips}
     width, height = max(sizes, key=lambda size: (size[0] * size[1], size))
     size, views = recipe.training.micro_batch_size, recipe.num_views
-    pixels = (size, 3, views * recipe.data.num_frames, height, width)
+    frames = (views * recipe.data.num_frames, height, width)
+    hint_channels = 3 * len(recipe.control.kinds)
     text_shape = (size, views * recipe.data.text_tokens, recipe.network.base.crossattn_emb_channels)
     batch: Batch = {
         "ordinal": torch.full((size,), -1),
-        "hint": torch.randint(256, pixels, generator=stream, dtype=torch.uint8),
+        "hint": torch.randint(256, (size, hint_channels, *frames), generator=stream, dtype=torch.uint8),
         "text": torch.randn(text_shape, generator=stream),
         "fps": torch.full((size,), FPS),
         "padding_mask": torch.zeros(size, 1, height, width),
         "image_size": torch.tensor([height, width, height, width], dtype=torch.float32).repeat(size, 1),
     }
     if dataset.latents is None:
-        batch["video"] = torch.randint(256, pixels, generator=stream, dtype=torch.uint8)
+        batch["video"] = torch.randint(256, (size, 3, *frames), generator=stream, dtype=torch.uint8)
     else:
         shape = (views * recipe.num_latent_frames, height // LATENT_PIXELS, width // LATENT_PIXELS)
         latents = torch.randn((size, LATENT_CHANNELS, *shape), generator=stream)

@@ -19,6 +19,7 @@ from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_FRAMES, LATENT_PIXEL
 from worldtune.training.inputs import Inputs, read_own_shard
 from worldtune.training.random import generator
 from worldtune.training.task import Batch, LossOutput, Sample, ValidationRow
+from worldtune.training.whereabouts import mark_progress
 from worldtune.transfer1.batch import ClipDataset
 from worldtune.transfer1.conditions import Conditions
 from worldtune.transfer1.control import ControlNetwork
@@ -300,6 +301,7 @@ class Transfer1Task:
             noise = torch.randn(latents.shape, generator=stream, dtype=torch.float32).to(device)
             sigma_b = torch.full((1,), sigma, device=device)
             for control, conditions in controls.items():
+                mark_progress()
                 prediction = self.denoiser(latents + sigma * noise, sigma_b, conditions)
                 loss = edm_loss(
                     prediction,
