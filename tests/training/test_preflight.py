@@ -163,6 +163,8 @@ def test_a_gpu_that_is_nearly_full_is_told(
         ("NVIDIA H100 PCIe", 756.0),
         ("NVIDIA H200", 989.0),
         ("NVIDIA GH200 480GB", 989.0),
+        ("NVIDIA H200 NVL", 835.0),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA GB200", 2500.0),
         ("NVIDIA A100-SXM4-80GB", 312.0),
         ("x86_64 CPU", None),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -237,7 +238,8 @@ def test_a_disk_that_fills_up_during_training(job: Job, full_disk: Path, monkeyp
         (r"/\.job_env\.", "/attempts/{attempt}/job_env.yaml"),
         (r"/\.launch_info\.", "/attempts/{attempt}/launch_info.yaml"),
         (r"/\.lease\.", "/attempts/{attempt}/lease.json"),
-        (r"/\.validation\.", "/attempts/{attempt}/validation.jsonl"),
+        (r"/\.validation\..*jsonl", "/attempts/{attempt}/validation.jsonl"),
+        (r"/\.metrics\..*parquet", "/attempts/{attempt}/metrics.parquet"),
         (r"attempts/\w+/\.manifest\.", "/attempts/{attempt}/manifest.json"),
         (r"toy_run/\.manifest\.", "/manifest.json"),
     ],
@@ -285,6 +287,32 @@ def test_single_bad_batch_is_skipped(job: Job) -> None:
     assert json.loads((job.folder / "manifest.json").read_text())["skipped_steps"] == 1
 
 
+def test_a_first_loss_out_of_its_band_is_fatal_until_the_band_is_another(job: Job) -> None:
+    with pytest.raises(WorldtuneError, match="edm_loss of the first step is"):
+        job(toy_recipe(health__first_loss_max=0.2))
+    torch.distributed.destroy_process_group()
+    (attempt,) = job.attempts()
+    assert "health.first_loss_max" in json.loads((attempt / "fatal.json").read_text())["message"]
+    with pytest.raises(WorldtuneError, match="in a way that a retry cannot mend"):
+        job(toy_recipe(health__first_loss_max=0.2))
+    assert job.num_built == 1
+    assert job(toy_recipe()) == 0
+    assert job.attempts() == [attempt]
+
+
+def test_tables_are_written_at_a_stop_and_at_the_end(job: Job) -> None:
+    job.events = {"9": "SIGUSR1"}
+    assert job(toy_recipe()) == EXIT_STOPPED
+    (attempt,) = job.attempts()
+    assert pd.read_parquet(attempt / "metrics.parquet")["step"].tolist() == [1, 2, 3]
+    assert job(toy_recipe()) == 0
+    metrics = pd.read_parquet(attempt / "metrics.parquet")
+    assert metrics["step"].tolist() == list(range(1, 9))
+    squares = metrics.filter(like="grad_norm_by_group/").pow(2).sum(axis=1)
+    assert squares.tolist() == pytest.approx(metrics["grad_norm"].pow(2).tolist(), rel=1e-5)
+    assert pd.read_parquet(attempt / "validation.parquet")["step"].tolist() == [0, 4, 8]
+
+
 def test_stop_file(job: Job) -> None:
     job.events = {"9": "SIGUSR1"}
     assert job(toy_recipe()) == EXIT_STOPPED
@@ -320,8 +348,9 @@ def test_wandb_run_has_the_name_of_the_attempt(job: Job, monkeypatch: pytest.Mon
     assert job(toy_recipe(logging__wandb="offline", training__max_iter=3)) == 0
     (attempt,) = job.attempts()
     runs = list((attempt / "wandb").glob("offline-run-*"))
-    assert runs
-    assert all(run.name.endswith(attempt.name) for run in runs)
+    assert len(runs) == 2
+    # Of two that begin in one second, W&B gives the second a number.
+    assert all(f"-{attempt.name}" in run.name for run in runs)
 
 
 def test_wrong_number_of_processes_is_named(job: Job) -> None:

@@ -1,6 +1,7 @@
 """A task of a few hundred parameters, and processes that train it."""
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -33,6 +34,7 @@ from worldtune.training.trainer import train
 NUM_CLIPS = 7
 NUM_HELD_OUT = 2
 WIDTH = 8
+WAIT_S = 0.1
 
 
 def toy_recipe(**overrides: Any) -> Recipe:
@@ -106,7 +108,12 @@ class ToyNetwork(nn.Module):
 
 
 class ToyTask:
-    """`events` maps a sample number to what happens when it is trained on: "kill", "nan", "skew" or a signal's name."""
+    """A toy network on random numbers.
+
+    `events` maps a sample number to what happens when it is trained on: a signal's name or "kill"; "nan" (loss and all
+    gradients), "nan_loss" (the loss alone), "nan_gradient" (that of the layer `up` alone); "skew" (three times the
+    loss); "wait" (its batch comes late).
+    """
 
     def __init__(self, recipe: Recipe, mesh: Mesh, events: dict[str, str] | None = None) -> None:
         self.recipe = recipe
@@ -138,6 +145,8 @@ class ToyTask:
         return {"clip_id": ["largest"] * size, "ordinal": torch.full((size,), -1), "video": video}
 
     def prepare(self, batch: Batch) -> Batch:
+        if "wait" in (self.events.get(str(ordinal)) for ordinal in batch["ordinal"].tolist()):
+            time.sleep(WAIT_S)
         return {**batch, "video": batch["video"].float() / 127.5 - 1}
 
     def training_loss(self, batch: Batch) -> LossOutput:
@@ -155,9 +164,14 @@ class ToyTask:
                 os.kill(os.getpid(), signal.SIGKILL)
             elif event == "nan":
                 loss = loss * float("nan")
+            elif event == "nan_loss":
+                loss = loss + float("nan")
+            elif event == "nan_gradient":
+                # The root of 0 has no slope.
+                loss = loss + (0 * self.trainable.up.weight).sum().abs().sqrt()
             elif event == "skew":
                 loss = loss * 3
-            elif event is not None:
+            elif event not in (None, "wait"):
                 os.kill(os.getpid(), signal.Signals[event])
         return LossOutput(loss=loss, edm_loss=loss.detach(), num_tokens=len(x))
 
@@ -232,6 +246,7 @@ def _child(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    logging.basicConfig(filename=f"{attempt}.rank{rank}.log", level=logging.INFO)
     code = train_toy(
         Path(attempt),
         Recipe.model_validate_json(recipe),

@@ -176,3 +176,28 @@ def test_the_first_frames_are_given_in_every_view_alike() -> None:
     assert indicator[:, 0].eq(1).all()
     assert torch.equal(indicator[:, 1], indicator[:, 2])
     assert {int(count) for count in indicator[:, 1].sum(dim=1)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 4.0, 40.0])
+@pytest.mark.parametrize(("num_given", "expected"), [(0, 1.0), (4, 2 / 3)])
+def test_an_output_of_zero_leaves_one_less_the_share_of_given_frames(
+    sigma: float, num_given: int, expected: float
+) -> None:
+    # What health.first_loss_max stands for; an output that knows nothing of its target leaves its variance besides.
+    config = Objective()
+    stream = torch.Generator().manual_seed(3)
+    x0, noise, output = (torch.randn((1, 16, 12, 24, 24), generator=stream) for _ in range(3))
+    x0 = config.sigma_data * x0
+    sigma_b = torch.tensor([sigma])
+    terms = scaling(sigma_b, config.sigma_data)
+    indicator_bt = given_frames(12, num_given, config=config)[None]
+    for size in (0.0, 0.6):
+        loss = edm_loss(
+            terms.c_skip * (x0 + sigma * noise) + terms.c_out * size * output,
+            x0,
+            sigma_b=sigma_b,
+            indicator_bt=indicator_bt,
+            log_variance_b=None,
+            config=config,
+        )
+        assert loss.edm_loss.item() == pytest.approx(expected * (1 + size**2), rel=0.02)

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from torch.utils.data import default_collate
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.parallel.mesh import build_mesh
+from worldtune.recipe.estimate import sample_flop
+from worldtune.recipe.schema import Health
+from worldtune.training.health import check_first_loss
 from worldtune.training.inputs import find_inputs
 from worldtune.training.task import Batch
 from worldtune.transfer1.task import Transfer1Task, build_task, other_clips
@@ -50,8 +54,16 @@ def test_only_the_control_branch_learns(tiny_world: Path) -> None:
     assert output.loss.dtype == torch.float32
     assert not output.edm_loss.requires_grad
     assert output.num_tokens == 3 * 6 * 10
+    assert output.flop == pytest.approx(sample_flop(tiny_recipe(), 3 * 6 * 10))
     assert set(task.load_reports) == {"base", "logvar", "control"}
     assert not task.load_reports["control"].missing
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_random_weights_do_not_pass_for_trained_ones(tiny_world: Path) -> None:
+    batch = batch_of(task := single(tiny_world), 0)
+    with pytest.raises(WorldtuneError, match=r"edm_loss of the first step is 1\.\d+, expected 0\.001 to 1 "):
+        check_first_loss(task.training_loss(batch).edm_loss.item(), batch["clip_id"], Health())
 
 
 @pytest.mark.usefixtures("own_process_group")
@@ -187,7 +199,7 @@ from tiny_world import tiny_inputs, tiny_recipe
 from torch.distributed.tensor import DTensor
 from torch.utils.data import default_collate
 from worldtune.parallel.mesh import build_mesh
-from worldtune.training.gradients import GradientAccumulator, global_norm
+from worldtune.training.gradients import GradientAccumulator, gradient_norms, parameter_groups
 from worldtune.training.sharding import trainable_parameters, wrap_like
 from worldtune.transfer1.task import build_task
 import torch.distributed as dist
@@ -205,13 +217,26 @@ gradients = GradientAccumulator(parameters, mesh)
 output = task.training_loss(task.prepare(default_collate([task.make_dataset()[0]])))
 output.loss.backward()
 gradients.add()
-norm = global_norm(grads := gradients.finish(), parameters, mesh)
+groups = parameter_groups(task.trainable, parameters)
+norms = gradient_norms(grads := gradients.finish(), parameters, mesh, groups)
+norms = dict(zip(["all", *sorted(set(groups.values()))], norms.tolist(), strict=True))
 whole = lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 grads = {name: whole(wrap_like(part, parameters[name])) for name, part in grads.items()}
-torch.save({"loss": output.loss.detach(), "norm": norm, "grads": grads, "rows": rows}, out / f"{dist.get_rank()}.pt")
+torch.save({"loss": output.loss.detach(), "norms": norms, "grads": grads, "rows": rows}, out / f"{dist.get_rank()}.pt")
 dist.barrier()
 dist.destroy_process_group()
 """
+
+
+def norms_by_hand(gradients: dict[str, Tensor]) -> dict[str, float]:
+    """Norms of all gradients and of each part of the branch; its last layer has none."""
+    squares: dict[str, float] = defaultdict(float, final_layer=0.0)
+    for name, gradient in gradients.items():
+        parts = name.split(".")
+        group = ".".join(parts[: 2 if parts[0] in ("blocks", "zero_blocks") else 1])
+        for key in ("all", group):
+            squares[key] += float(gradient.double().square().sum())
+    return {key: square**0.5 for key, square in squares.items()}
 
 
 LAYOUTS = [
@@ -260,8 +285,7 @@ def compare_with_one(root: Path, tmp_path: Path, layout: dict[str, Any], section
     rows = task.validate()
     for result in results:
         torch.testing.assert_close(result["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
-        norm = torch.stack([gradient.square().sum() for gradient in expected.values()]).sum().sqrt()
-        torch.testing.assert_close(result["norm"], norm, rtol=1e-5, atol=1e-8)
+        assert result["norms"] == pytest.approx(norms_by_hand(expected), rel=1e-5, abs=1e-8)
         assert result["grads"].keys() == expected.keys()
         for name, gradient in expected.items():
             scale = float(gradient.abs().max()) or 1.0

@@ -62,6 +62,8 @@ def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
         "parallel": {"tensor": 1, "data": 1, "sequence": False},
         "validation": {"every": 2, "sigmas": [0.5, 5.0]},
         "sampling": {"num_steps": 2, "num_clips": 2},
+        # What random weights predict is worse than nothing.
+        "health": {"first_loss_max": 3.0},
     }
     for name, overrides in sections.items():
         values[name] = {**values.get(name, {}), **overrides}

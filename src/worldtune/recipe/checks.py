@@ -281,6 +281,12 @@ def _range_problems(recipe: Recipe) -> Iterator[str]:
             f"sampling.sigma_min: must be below sampling.sigma_max = {recipe.sampling.sigma_max}, "
             f"found {recipe.sampling.sigma_min}"
         )
+    health = recipe.health
+    if health.first_loss_min >= health.first_loss_max:
+        yield (
+            f"health.first_loss_min: must be below health.first_loss_max = {health.first_loss_max}, "
+            f"found {health.first_loss_min}"
+        )
     if any(not 0 < rate < 0.288 for rate in recipe.ema.rates):
         yield f"ema.rates: each must lie in (0, 0.288), where the power function is defined, found {recipe.ema.rates}"
     for key, values in (("ema.rates", recipe.ema.rates), ("validation.sigmas", recipe.validation.sigmas)):

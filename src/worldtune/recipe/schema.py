@@ -428,10 +428,27 @@ class Logging(Section):
 
 
 class Health(Section):
-    """What the trainer watches, and when it ends a run that is not well."""
+    """What the trainer watches, and when it ends a run that is not well (training/health.py)."""
 
     section_affects: ClassVar[Affects] = "nothing"
 
+    first_loss_min: NonNegativeFloat = 0.001
+    """Smallest edm_loss of the first step of all; below it the run ends before its first update. A trained base leaves
+    some tenths; next to nothing is left where no frame is left to predict, or the latents are constant."""
+    first_loss_max: PositiveFloat = 1.0
+    """Largest edm_loss of the first step of all; above it the run ends before its first update. edm_loss is the mean
+    squared error under the objective's weight, without the uncertainty term, whose size is the base's own. The weight
+    turns it into the error of what the network puts out, and that has a target of variance 1 at every noise level. So
+    an output of zero leaves 1, a trained base less, and an output that knows nothing of its target (wrong weights,
+    latents or wiring) 1 plus its own variance. Given frames have no error: where a share of the frames is always given,
+    lower it by that share."""
+    max_skipped_in_a_row: PositiveInt = 20
+    """The run ends when so many steps in a row had a loss or gradient that is not finite; each makes no update."""
+    max_skipped: PositiveInt = 100
+    """The run ends when so many steps since step 0 had one."""
+    max_data_wait: float = Field(default=0.05, gt=0.0, le=1.0)
+    """Share of the step time that the slowest rank may wait for data, read and encoded, before the trainer warns: the
+    mean over 20 steps, not the first ones after a start."""
     hang_seconds: PositiveFloat = 900.0
     """Seconds without progress of any process, in one part of a step, after which the job ends itself and names the
     process that keeps the others waiting; four times as long while the model is built, compiled, measured or saved."""

@@ -1,6 +1,7 @@
 """Float32 gradients of an optimizer step: accumulation, sum and mean over the ranks, the global norm."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -73,31 +74,70 @@ def _local_gradient(parameter: nn.Parameter) -> Tensor:
     return local(gradient)
 
 
+def parameter_groups(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Return the part of a module that each of its parameters belongs to: a child, or a child of a list or dict.
+
+    Args:
+        module: such as a network with a patch embedding `x_embedder` and a dict `blocks` of `block0`, `block1`.
+        names: of its parameters; those below `blocks.block0.` are of the group `blocks.block0`.
+    """
+    groups = {}
+    for name in names:
+        first, *rest = name.split(".")
+        is_container = isinstance(getattr(module, first), nn.ModuleDict | nn.ModuleList)
+        groups[name] = f"{first}.{rest[0]}" if is_container else first
+    return groups
+
+
 @torch.no_grad()
-def global_norm(gradients: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], mesh: Mesh) -> Tensor:
-    """Return the L2 norm over all parameters, each counted once; float32, no axes, on the gradients' device.
+def gradient_norms(
+    gradients: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], mesh: Mesh, groups: Mapping[str, str]
+) -> Tensor:
+    """Return the L2 norm over all parameters, then that of each group in sorted order; a parameter counts once.
+
+    Collective over all ranks; waits for no device.
 
     Args:
         gradients: local gradients after `GradientAccumulator.finish`.
         parameters: tells which gradients are parts.
         mesh: of all ranks.
+        groups: the group of each parameter.
+
+    Returns:
+        Float32 [1 + G] on the gradients' device, 0 for a group without gradients. Squares add up: the first is the sum
+        of the others.
     """
     device = next(iter(parameters.values())).device
-    total = torch.zeros((), dtype=torch.float32, device=device)
-    by_dims: dict[frozenset[str], list[Tensor]] = {}
+    names = sorted(set(groups.values()))
+    total = torch.zeros(1 + len(names), dtype=torch.float32, device=device)
+    by_dims: dict[frozenset[str], dict[str, Tensor]] = {}
     for name, gradient in gradients.items():
-        by_dims.setdefault(sharded_dims(parameters[name]), []).append(gradient)
+        by_dims.setdefault(sharded_dims(parameters[name]), {})[name] = gradient
     # All ranks go through the same kinds in the same order.
     for dims in sorted({sharded_dims(parameter) for parameter in parameters.values()}, key=sorted):
-        chosen = by_dims.get(dims, [])
-        square = torch.zeros_like(total)
-        if chosen:
-            square = torch.stack(torch._foreach_norm(chosen)).square().sum()
+        chosen = by_dims.get(dims, {})
+        squares = _squared_norms(chosen, groups, names) if chosen else torch.zeros_like(total)
         for dim, group_mesh in (("replicas", mesh.replicas), ("tensor", mesh.tensor)):
             if dim in dims:
-                dist.all_reduce(square, group=group_mesh.get_group())
-        total += square
+                dist.all_reduce(squares, group=group_mesh.get_group())
+        total += squares
     return total.sqrt()
+
+
+def _squared_norms(gradients: Mapping[str, Tensor], groups: Mapping[str, str], names: Sequence[str]) -> Tensor:
+    """Return the squared norm of all local gradients and of each group's, [1 + G]."""
+    squares = torch.stack(torch._foreach_norm(list(gradients.values()))).square()
+    by_group = dict.fromkeys(names, squares.new_zeros(()))
+    # Cut where the group changes: to pick a group's by index, the host would have to send the indices.
+    runs = [(group, len(list(run))) for group, run in itertools.groupby(groups[name] for name in gradients)]
+    for (group, _), part in zip(runs, squares.split([length for _, length in runs]), strict=True):
+        by_group[group] = by_group[group] + part.sum()
+    return torch.stack([squares.sum(), *by_group.values()])
+
+
+def global_norm(gradients: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], mesh: Mesh) -> Tensor:
+    """Return the L2 norm over all parameters alone, float32, no axes; `gradient_norms` has the arguments."""
+    return gradient_norms(gradients, parameters, mesh, dict.fromkeys(parameters, "all"))[0]
 
 
 @torch.no_grad()

@@ -11,16 +11,18 @@ import torch.distributed as dist
 from worldtune.training.metrics import peak_memory_gb
 
 GIB = 2**30
-PEAK_TFLOPS = (
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.0),
-    ("H100", 989.0),
-    ("H200", 989.0),
-    ("GB200", 2500.0),
-    ("B200", 2250.0),
-    ("A100", 312.0),
-)
-"""Dense bfloat16 operations in 10^12 a second by datasheet; the first part of a GPU's name that fits counts."""
+PEAK_TFLOPS = {
+    **dict.fromkeys(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB"), 312.0),
+    **dict.fromkeys(("NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"), 312.0),
+    "NVIDIA H100 PCIe": 756.0,
+    **dict.fromkeys(("NVIDIA H100 NVL", "NVIDIA H200 NVL"), 835.0),
+    **dict.fromkeys(("NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA GH200 480GB"), 989.0),
+    "NVIDIA B200": 2250.0,
+    "NVIDIA GB200": 2500.0,
+}
+"""Dense bfloat16 operations in 10^12 a second by the name that CUDA gives a GPU, from NVIDIA's datasheets of A100,
+H100, H200, GH200, HGX B200 and GB200: half of what they give "with sparsity". A part of a GPU (MIG) has another name,
+and so no figure."""
 
 
 def describe_hardware(device: torch.device, world_size: int) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def describe_hardware(device: torch.device, world_size: int) -> dict[str, Any]:
 
 def peak_tflops(device_name: str) -> float | None:
     """Return the dense bfloat16 rate of a GPU by its name; None where it is not known."""
-    return next((rate for part, rate in PEAK_TFLOPS if part in device_name), None)
+    return PEAK_TFLOPS.get(device_name)
 
 
 class DeviceMemory:

@@ -14,6 +14,7 @@ from worldtune.common.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
 Row = dict[str, Any]
 
 
@@ -96,22 +97,41 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def console_line(row: Row, max_iter: int, remaining_s: float) -> str:
-    """Return a step's line for people."""
+def finite(value: float) -> float | None:
+    """Return a number for a record, which has None where it is not finite."""
+    return value if math.isfinite(value) else None
+
+
+def console_text(row: Row, remaining_s: float) -> str:
+    """Return a step's numbers for people; MFU only where it is known."""
     minutes, seconds = divmod(round(remaining_s), 60)
     loss, norm = (math.nan if row[key] is None else row[key] for key in ("loss", "grad_norm"))
+    mfu = "" if row["mfu"] is None else f"MFU {row['mfu']:.1%}  "
     return (
-        f"step {row['step']}/{max_iter}  loss {loss:.4f}  norm {norm:.3f}  "
-        f"lr {row['learning_rate']:.2e}  {row['step_s']:.2f} s/step  {row['tokens_per_s']:,.0f} tokens/s  "
-        f"{row['peak_memory_gb']:.1f} GiB  left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        f"loss {loss:.4f}  norm {norm:.3f}  lr {row['learning_rate']:.2e}  {row['step_s']:.2f} s/step  "
+        f"{row['tokens_per_s']:,.0f} tokens/s  {mfu}{row['peak_memory_gb']:.1f} GiB  "
+        f"left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
     )
+
+
+def tracked(row: Row) -> dict[str, float]:
+    """Return the measured numbers of a row, those of groups as `key/group`."""
+    return {key: value for key, value in flat(row).items() if isinstance(value, float)}
+
+
+def flat(row: Row) -> Row:
+    """Return a row whose tables are columns of their own, named `key/name`."""
+    columns: Row = {}
+    for key, value in row.items():
+        columns |= {f"{key}/{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    return columns
 
 
 class Tracker(Protocol):
     """A view of the metrics outside the attempt."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Show numbers of a step."""
+        """Show numbers of a step, each named `kind/name`; the steps of a kind rise, but for what a restart repeats."""
         ...
 
     def finish(self) -> None:
@@ -130,23 +150,72 @@ class NullTracker:
 
 
 class WandbTracker:
-    """Weights & Biases; a resumed attempt goes on under the same run id, which is its identity."""
+    """Weights & Biases; a resumed attempt goes on under the same run id, which is its identity.
+
+    W&B takes nothing for a step that lies behind, and a resumed run begins behind what it has sent: the held-out loss
+    of the step that it was stopped at would be lost. So each kind of numbers has a column `kind/step` of its own, which
+    its charts are over. What was sent before is not sent again, since W&B would show both.
+    """
 
     def __init__(
-        self, *, mode: Literal["online", "offline"], project: str, name: str, identity: str, folder: Path, config: Row
+        self,
+        *,
+        mode: Literal["online", "offline"],
+        project: str,
+        name: str,
+        identity: str,
+        folder: Path,
+        config: Row,
+        recorded: Mapping[str, int],
     ) -> None:
-        """Open the run; `folder` takes its files."""
+        """Open the run.
+
+        Args:
+            mode: whether it is sent; `wandb sync` sends what was written offline.
+            project: of W&B.
+            name: shown for the run.
+            identity: id of the run.
+            folder: takes its files.
+            config: shown beside it.
+            recorded: last step of each kind in the attempt's record. Offline, nobody else knows what earlier starts
+                have written; online, the server says what it has.
+        """
         import wandb  # Takes a second and writes folders; a disabled tracker needs neither.
 
         folder.mkdir(parents=True, exist_ok=True)
+        # There is nothing to resume offline: each start writes a folder, all under one id.
+        resume: Literal["allow"] | None = "allow" if mode == "online" else None
         self._run = wandb.init(
-            mode=mode, project=project, name=name, id=identity, resume="allow", dir=str(folder), config=config
+            mode=mode, project=project, name=name, id=identity, resume=resume, dir=str(folder), config=config
         )
+        self._last_sent = dict(recorded) if mode == "offline" else {}
+        self._is_online = mode == "online"
+        self._defined: set[str] = set()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Send numbers of a step."""
-        self._run.log(dict(values), step=step)
+        by_kind: dict[str, dict[str, float]] = {}
+        for key, value in values.items():
+            by_kind.setdefault(key.partition("/")[0], {})[key] = value
+        for kind, part in by_kind.items():
+            self._define(kind)
+            if step > self._last_sent.get(kind, -1):
+                self._run.log({**part, f"{kind}/step": step})
+
+    def _define(self, kind: str) -> None:
+        if kind in self._defined:
+            return
+        self._defined.add(kind)
+        column = f"{kind}/step"
+        if self._is_online:
+            self._last_sent[kind] = int(self._run.summary.get(column, -1))
+        self._run.define_metric(column, hidden=True)
+        self._run.define_metric(f"{kind}/*", step_metric=column)
 
     def finish(self) -> None:
-        """Close the run."""
+        """Close the run, and wait until all of it is written."""
+        import wandb
+
         self._run.finish()
+        # W&B's own process writes, and is else waited for at the interpreter's end, which a training process skips.
+        wandb.teardown()

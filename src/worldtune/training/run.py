@@ -27,6 +27,7 @@ from worldtune.training.manifest import MANIFEST
 from worldtune.training.metrics import NullTracker, Tracker, WandbTracker
 from worldtune.training.preflight import PREFLIGHT, Preflight
 from worldtune.training.signals import EXIT_STOPPED, StopRequest
+from worldtune.training.tables import last_steps, write_tables
 from worldtune.training.task import Task
 from worldtune.training.trainer import VERSION, train
 from worldtune.training.watchdog import set_collective_timeouts, watched
@@ -109,14 +110,17 @@ def _run_under_lease(
     try:
         if not _acquire(lease, attempt, stop):
             return EXIT_STOPPED
+        stopped = False
         if preflight_only or not _finished(attempt):
             refuse_fatal(attempt)
             with fatal_recorded(attempt):
                 stopped = _train(attempt, build_task, mesh, device, stop, lease, preflight_only)
-            if stopped:
-                return EXIT_STOPPED
         if lease is not None:
             lease.check()
+            write_tables(attempt.folder)
+        if stopped:
+            return EXIT_STOPPED
+        if lease is not None:
             mark("writing the manifest")
             if not preflight_only:
                 write_manifest(attempt, manifest)
@@ -226,6 +230,7 @@ def _tracker(attempt: Attempt) -> Tracker:
         identity=attempt.identity,
         folder=attempt.folder,
         config=attempt.recipe.model_dump(mode="json"),
+        recorded=last_steps(attempt.folder),
     )
 
 

@@ -25,6 +25,9 @@ class LossOutput:
     """The same without the uncertainty weighting, detached, for the record; equals `loss` where there is none."""
     num_tokens: int
     """Latent tokens of the micro-batch, before they are sharded over ranks."""
+    flop: float = 0.0
+    """Floating-point operations of its forward and backward pass on all ranks of the samples together, as the model
+    needs them: what is computed a second time counts once. 0 where nobody has counted."""
 
 
 @dataclass(frozen=True, kw_only=True)

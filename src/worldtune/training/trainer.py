@@ -15,26 +15,37 @@ import torch.distributed as dist
 from torch import Tensor
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.common.progress import step_progress
 from worldtune.parallel.mesh import Mesh
 from worldtune.recipe.schema import Recipe
 from worldtune.training.data import BatchReader, Prefetcher
 from worldtune.training.ema import PowerEma
-from worldtune.training.gradients import GradientAccumulator, check_replicas, clip, global_norm
+from worldtune.training.gradients import (
+    GradientAccumulator,
+    check_replicas,
+    clip,
+    gradient_norms,
+    parameter_groups,
+)
+from worldtune.training.health import DataWait, SkippedSteps, agree, check_first_loss
 from worldtune.training.held_out import check_finite, is_measured
 from worldtune.training.launch_info import note_resume
 from worldtune.training.lease import Lease
 from worldtune.training.metrics import (
     METRICS_FILE,
+    SKIPPED_FILE,
     VALIDATION_FILE,
     Row,
     StepClock,
     Tracker,
     append_rows,
-    console_line,
+    console_text,
     cut_rows,
+    finite,
     peak_memory_gb,
     read_rows,
     replace_rows,
+    tracked,
 )
 from worldtune.training.optimizer import MasterAdamW, learning_rate_factor
 from worldtune.training.order import BatchLayout
@@ -43,13 +54,14 @@ from worldtune.training.random import seed_default_generators
 from worldtune.training.sharding import broadcast_replicas, trainable_parameters
 from worldtune.training.signals import StopRequest
 from worldtune.training.state import CheckpointStore, TrainState
+from worldtune.training.steps import StepBatch, StepNumbers, gather_batch
 from worldtune.training.task import Task
+from worldtune.training.throughput import peak_flop_per_s
 from worldtune.training.whereabouts import mark
 
 VERSION = 1
 """Raised when a change of the trainer changes the weights that come out; it enters every attempt's identity."""
 
-MAX_SKIPPED_IN_A_ROW = 20
 CHECKPOINTS = "checkpoints"
 LOADERS = "loaders"
 """Key of the loaders' positions in what a checkpoint carries."""
@@ -89,7 +101,7 @@ def train(
     Args:
         recipe: the resolved recipe.
         task: the model on the mesh.
-        attempt: folder of checkpoints, metrics.jsonl and validation.jsonl, shared by all ranks.
+        attempt: folder of checkpoints, metrics.jsonl, validation.jsonl and skipped.jsonl, shared by all ranks.
         mesh: of all ranks.
         device: of this rank.
         stop: this rank's request to stop; any rank's is enough.
@@ -99,9 +111,9 @@ def train(
         preflight: what is measured before the first step of this call; None measures nothing.
 
     Raises:
-        WorldtuneError: gradients were not finite many times in a row, a held-out loss was not, a batch is bad, the
-            network's parallel plan is wrong, the largest batch does not fit the GPU, a checkpoint belongs to something
-            else, or the lease was lost.
+        WorldtuneError: the first loss is out of its band, losses or gradients were not finite too often, a held-out
+            loss was not, a batch is bad, the network's parallel plan is wrong, the largest batch does not fit the GPU,
+            a checkpoint belongs to something else, or the lease was lost.
         TemporaryError: the disk is too full for the checkpoints.
     """
     trainer = _Trainer(recipe, task, attempt, mesh, device, stop, lease, tracker, about, preflight)
@@ -148,6 +160,11 @@ class _Trainer:
             about=about,
         )
         self.recent_step_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        self.groups = parameter_groups(task.trainable, self.parameters)
+        self.skipped = SkippedSteps(recipe.health, attempt, self.layout, self.data_rank)
+        self.data_wait = DataWait(recipe)
+        self.own_data_wait = 0.0
+        self.peak = peak_flop_per_s(device, recipe.training.precision)
         self.reader: BatchReader | None = None
 
     def close(self) -> None:
@@ -190,17 +207,19 @@ class _Trainer:
             self.preflight.run(self.task, self.state, self.gradients, self.mesh)
             if measures_only:
                 return TrainResult(step=first_step, new_steps=0, stopped=None)
-        stopped = self._agree(torch.zeros((), device=self.device))[2]
+        stopped = self._agree(torch.zeros(0, device=self.device))[2]
         if stopped is None:
             self._validate_if_due()
-        while self.state.step < last_step and stopped is None:
-            stopped = self._step()
-            if self.state.step % self.recipe.saving.every == 0 or self.state.step == last_step or stopped is not None:
-                mark("saving", self.state.step)
-                self.store.begin(self.state, {LOADERS: self._loader_positions()})
-            # A stop has no time for it; the next start makes up for what is due.
-            if stopped is None:
-                self._validate_if_due()
+        with step_progress("step", last_step, done=first_step, is_shown=self.is_main) as self.show:
+            while self.state.step < last_step and stopped is None:
+                stopped = self._step()
+                is_last = self.state.step == last_step or stopped is not None
+                if self.state.step % self.recipe.saving.every == 0 or is_last:
+                    mark("saving", self.state.step)
+                    self.store.begin(self.state, {LOADERS: self._loader_positions()})
+                # A stop has no time for it; the next start makes up for what is due.
+                if stopped is None:
+                    self._validate_if_due()
         mark("writing the last checkpoint")
         self.store.finish()
         return TrainResult(step=self.state.step, new_steps=self.state.step - first_step, stopped=stopped)
@@ -228,7 +247,8 @@ class _Trainer:
             self.store.check_space(self.state.num_bytes(), count=1 if resumed else saving.keep_last + 1)
             self._check_lease()
             repeated = cut_rows(self.attempt / METRICS_FILE, self.state.step)
-            cut_rows(self.attempt / VALIDATION_FILE, self.state.step)
+            for name in (VALIDATION_FILE, SKIPPED_FILE):
+                cut_rows(self.attempt / name, self.state.step)
             note_resume(self.attempt, start_step=self.state.step, repeated_steps=repeated)
             logger.info(
                 "%s at step %d of %d; %d steps after it are repeated; a checkpoint has %.2f GiB",
@@ -242,51 +262,78 @@ class _Trainer:
 
     def _step(self) -> str | None:
         """Make one optimizer step; returns why to stop after it, or None."""
-        step = self.state.step
+        state = self.state
+        step = state.step
         clock = StepClock(self.device)
-        losses, clip_ids, num_tokens = self._accumulate(step, clock)
+        batch = self._accumulate(step, clock)
         gradients = self.gradients.finish()
         mark("optimizer", step + 1)
         if step == self.first_step:
             check_replicas(gradients, self.parameters, self.mesh)
-        norm = global_norm(gradients, self.parameters, self.mesh)
-        grad_norm, is_finite, stopped = self._agree(norm)
+        numbers = self._measure(batch, gradients)
+        self._watch(step, batch, numbers)
         learning_rate = self.recipe.optimizer.learning_rate * learning_rate_factor(step, self.recipe.schedule)
-        if is_finite:
-            clip(gradients, grad_norm, self.recipe.optimizer.max_grad_norm)
-            self.state.optimizer.step(gradients, learning_rate)
-            self.state.ema.update(step)
-            self.state.skipped_in_a_row = 0
-        self.state.step += 1
+        if numbers.is_finite:
+            clip(gradients, numbers.grad_norm, self.recipe.optimizer.max_grad_norm)
+            state.optimizer.step(gradients, learning_rate)
+            state.ema.update(step)
+        state.skipped += not numbers.is_finite
+        state.skipped_in_a_row = 0 if numbers.is_finite else state.skipped_in_a_row + 1
+        state.step += 1
         clock.mark("optimizer")
         seconds = clock.finish()
         self.recent_step_s.append(seconds["step_s"])
+        self.own_data_wait = seconds["data_s"] / seconds["step_s"]
         if self.is_main:
-            tokens = num_tokens * self.layout.data
             self._record(
                 {
-                    "step": self.state.step,
-                    "loss": losses[0],
-                    "edm_loss": losses[1],
-                    "grad_norm": grad_norm if is_finite else None,
+                    "step": state.step,
+                    **numbers.row(num_devices=dist.get_world_size(), peak=self.peak, seconds=seconds),
                     "learning_rate": learning_rate,
-                    **seconds,
-                    "tokens_per_s": tokens / seconds["step_s"],
                     "peak_memory_gb": peak_memory_gb(self.device),
-                    "clip_ids": clip_ids,
+                    "clip_ids": batch.clip_ids,
                     "time": time.time(),
                 }
             )
-        if not is_finite:
-            self._count_skipped(clip_ids)
-        return stopped
+        if not numbers.is_finite:
+            self.skipped.check_limits(state.step, in_a_row=state.skipped_in_a_row, in_all=state.skipped)
+        return numbers.stopped
 
-    def _accumulate(self, step: int, clock: StepClock) -> tuple[list[float | None], list[str], int]:
-        """Run the micro-steps; returns loss and EDM loss of the global batch, its clips and this row's tokens."""
+    def _measure(self, batch: StepBatch, gradients: Mapping[str, Tensor]) -> StepNumbers:
+        """Bring the step's numbers to the host, and agree with all ranks on what follows from them."""
+        norms = gradient_norms(gradients, self.parameters, self.mesh, self.groups)
+        values, is_finite, stopped = self._agree(torch.cat([batch.totals, norms]))
+        loss, edm_loss, tokens, flop, grad_norm, *group_norms = values
+        names = sorted(set(self.groups.values()))
+        return StepNumbers(
+            loss=loss,
+            edm_loss=edm_loss,
+            tokens=tokens,
+            flop=flop,
+            grad_norm=grad_norm,
+            grad_norm_by_group={name: finite(norm) for name, norm in zip(names, group_norms, strict=True)},
+            is_finite=is_finite,
+            stopped=stopped,
+        )
+
+    def _watch(self, step: int, batch: StepBatch, numbers: StepNumbers) -> None:
+        """Look whether the run is well, before the update after 0-based step `step`."""
+        if self.is_main:
+            self.data_wait.note(self.longest_data_wait)
+        if not numbers.is_finite:
+            self._check_lease()
+            groups = [group for group, norm in numbers.grad_norm_by_group.items() if norm is None]
+            self.skipped.record(step + 1, losses=batch.losses.tolist(), groups=groups, clip_ids=batch.clip_ids)
+        if step == 0:
+            edm_loss = numbers.edm_loss if numbers.is_finite else math.nan
+            check_first_loss(edm_loss, batch.clip_ids, self.recipe.health)
+
+    def _accumulate(self, step: int, clock: StepClock) -> StepBatch:
+        """Run the micro-steps."""
         accumulation = self.layout.accumulation
-        totals = torch.zeros(2, device=self.device)
+        losses: list[Tensor] = []
         clip_ids: list[list[str]] = []
-        num_tokens = 0
+        work = [0.0, 0.0]
         for micro_step in range(accumulation):
             mark("data", step + 1)
             batch = self.batches.next()
@@ -300,56 +347,28 @@ class _Trainer:
             (output.loss / accumulation).backward()
             self.gradients.add()
             clock.mark("backward")
-            totals += torch.stack([output.loss.detach(), output.edm_loss.detach()]).float()
+            losses.append(torch.stack([output.loss.detach(), output.edm_loss.detach()]).float())
             clip_ids.append(list(batch["clip_id"]))
-            num_tokens += output.num_tokens
-        return self._global_losses(totals / accumulation), self._global_clip_ids(clip_ids), num_tokens
+            work = [work[0] + output.num_tokens, work[1] + output.flop]
+        return gather_batch(torch.stack(losses), clip_ids, work, layout=self.layout, mesh=self.mesh)
 
-    def _global_losses(self, losses: Tensor) -> list[float | None]:
-        if self.layout.data > 1:
-            dist.all_reduce(losses, group=self.mesh.data.get_group())
-            losses = losses / self.layout.data
-        # JSON has no NaN.
-        return [loss if math.isfinite(loss) else None for loss in losses.tolist()]
-
-    def _global_clip_ids(self, clip_ids: list[list[str]]) -> list[str]:
-        rows = [clip_ids]
-        if self.layout.data > 1:
-            rows = [[] for _ in range(self.layout.data)]
-            dist.all_gather_object(rows, clip_ids, group=self.mesh.data.get_group())
-        return [clip_id for micro_step in zip(*rows, strict=True) for row in micro_step for clip_id in row]
-
-    def _agree(self, norm: Tensor) -> tuple[float, bool, str | None]:
-        """Return this rank's norm, whether all ranks' are finite, and why to stop if any rank was asked to."""
+    def _agree(self, measured: Tensor) -> tuple[list[float], bool, str | None]:
+        """Return this rank's values, whether all ranks' are finite, and why to stop if any rank was asked to."""
         reason = self.stop.reason()
-        own = [float(reason is not None), float(self.store.failed())]
-        flags = torch.cat([(~torch.isfinite(norm)).float()[None], norm.new_tensor(own)])
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        # Waits for the device, which has nothing to do before the host knows the norm.
-        value, not_finite, stop, failed = torch.cat([norm[None], flags]).tolist()
+        agreement = agree(measured, [float(reason is not None), float(self.store.failed()), self.own_data_wait])
+        stop, failed, data_wait = agreement.largest
         if failed:
             self.store.finish()
-        return value, not not_finite, (reason or "a signal to another rank") if stop else None
-
-    def _count_skipped(self, clip_ids: list[str]) -> None:
-        state = self.state
-        state.skipped += 1
-        state.skipped_in_a_row += 1
-        logger.warning("step %d: the gradient is not finite; no update. Clips: %s", state.step, ", ".join(clip_ids))
-        if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise WorldtuneError(
-                f"the gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row are not finite; the last one, step "
-                f"{state.step}, read the clips {', '.join(clip_ids)}. Look at loss in {self.attempt / METRICS_FILE}: "
-                "lower optimizer.learning_rate if it rose before, else check these clips."
-            )
+        self.longest_data_wait = data_wait
+        return agreement.measured, agreement.is_finite, (reason or "a signal to another rank") if stop else None
 
     def _record(self, row: Row) -> None:
         self._check_lease()
         append_rows(self.attempt / METRICS_FILE, [row])
-        self.tracker.log({key: value for key, value in row.items() if isinstance(value, float)}, row["step"])
+        self.tracker.log({f"train/{key}": value for key, value in tracked(row).items()}, row["step"])
         last_step = self.recipe.training.max_iter
         if row["step"] % self.recipe.logging.console_every == 0 or row["step"] == last_step:
-            logger.info("%s", console_line(row, last_step, median(self.recent_step_s) * (last_step - row["step"])))
+            self.show(row["step"], console_text(row, median(self.recent_step_s) * (last_step - row["step"])))
 
     def _validate_if_due(self) -> None:
         step = self.state.step

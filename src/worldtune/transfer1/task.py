@@ -14,7 +14,7 @@ from worldtune.dataset.clips import Clip
 from worldtune.dataset.fitting import aspect_ratio
 from worldtune.kernels.attention import Kernel, fastest_kernel, use_kernel
 from worldtune.parallel.mesh import Mesh, sample_group
-from worldtune.recipe.estimate import num_tokens
+from worldtune.recipe.estimate import num_tokens, sample_flop
 from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_FRAMES, LATENT_PIXELS, Recipe
 from worldtune.training.inputs import Inputs, read_own_shard
 from worldtune.training.random import generator
@@ -253,7 +253,13 @@ class Transfer1Task:
             log_variance_b=self.denoiser.log_variance(draws.sigma_b) if recipe.objective.use_logvar else None,
             config=recipe.objective,
         )
-        return LossOutput(loss=loss.loss, edm_loss=loss.edm_loss, num_tokens=self._num_tokens(latents))
+        tokens = self._num_tokens(latents)
+        return LossOutput(
+            loss=loss.loss,
+            edm_loss=loss.edm_loss,
+            num_tokens=tokens,
+            flop=len(latents) * sample_flop(self.recipe, tokens // len(latents)),
+        )
 
     def _num_tokens(self, latents: Tensor) -> int:
         frames, height, width = self.denoiser.base.grid(latents)

@@ -42,8 +42,8 @@ DEPARTURES = """## Departures from the published recipes
   by each process for itself).
 * Held-out clips are set apart and measured; the published recipes validate on nothing.
 * Optimizer master weights and the order of samples survive a resume; the published trainer rebuilds or forgets them.
-* A step whose gradient is not finite is skipped and counted; the published trainer sets such gradients to zero and
-  steps.
+* A step whose loss or gradient is not finite is skipped, counted and written down; the published trainer sets such
+  gradients to zero and steps.
 * The upscale control crops frames to the recipe's size, or to what a smaller frame has of that aspect ratio; the
   published trainer always crops to the size of resolution 720 and distorts smaller clips.
 * Places of keypoints are computed in single precision; in half precision, in which they are stored, they miss pixels.
