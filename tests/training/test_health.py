@@ -47,8 +47,8 @@ def test_the_first_loss_of_a_restart_is_no_first_loss(tmp_path: Path) -> None:
 
 
 def test_a_band_without_room_is_refused() -> None:
-    with pytest.raises(WorldtuneError, match=r"health\.first_loss_min: must be below health\.first_loss_max = 1\.0"):
-        check_recipe(toy_recipe(health__first_loss_min=1.0), "mine.toml")
+    with pytest.raises(WorldtuneError, match=r"health\.first_loss_min: must be below health\.first_loss_max = 2\.0"):
+        check_recipe(toy_recipe(health__first_loss_min=2.0), "mine.toml")
 
 
 def test_two_ranks_end_together_where_the_mean_of_their_first_losses_is_out_of_band(tmp_path: Path) -> None:

@@ -435,13 +435,14 @@ class Health(Section):
     first_loss_min: NonNegativeFloat = 0.001
     """Smallest edm_loss of the first step of all; below it the run ends before its first update. A trained base leaves
     some tenths; next to nothing is left where no frame is left to predict, or the latents are constant."""
-    first_loss_max: PositiveFloat = 1.0
+    first_loss_max: PositiveFloat = 2.0
     """Largest edm_loss of the first step of all; above it the run ends before its first update. edm_loss is the mean
     squared error under the objective's weight, without the uncertainty term, whose size is the base's own. The weight
     turns it into the error of what the network puts out, and that has a target of variance 1 at every noise level. So
     an output of zero leaves 1, a trained base less, and an output that knows nothing of its target (wrong weights,
-    latents or wiring) 1 plus its own variance. Given frames have no error: where a share of the frames is always given,
-    lower it by that share."""
+    latents or wiring) 1 plus its own variance, mostly far more. That is the mean over clips: at high noise levels, one
+    clip of strong contrast alone may leave twice as much, and a global batch may be one clip. Given frames have no
+    error: where a share of the frames is always given, lower it by that share."""
     max_skipped_in_a_row: PositiveInt = 20
     """The run ends when so many steps in a row had a loss or gradient that is not finite; each makes no update."""
     max_skipped: PositiveInt = 100
