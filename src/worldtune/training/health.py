@@ -71,9 +71,10 @@ def check_first_loss(edm_loss: float, clip_ids: Sequence[str], config: Health) -
         return
     raise WorldtuneError(
         f"the edm_loss of the first step is {edm_loss:.4g}, expected {config.first_loss_min:g} to "
-        f"{config.first_loss_max:g} (health.first_loss_min, health.first_loss_max): over many clips an output of zero has "
-        "1, a trained base less. No update was made. Look at checkpoints.base and checkpoints.control, at the tokenizer and "
-        f"at the clips {', '.join(clip_ids)}; if such a loss is right for them, widen the band in the recipe."
+        f"{config.first_loss_max:g} (health.first_loss_min, health.first_loss_max): over many clips an output of zero "
+        "has 1, a trained base less. No update was made. Look at checkpoints.base and checkpoints.control, at the "
+        f"tokenizer and at the clips {', '.join(clip_ids)}; if such a loss is right for them, widen the band in the "
+        "recipe."
     )
 
 
