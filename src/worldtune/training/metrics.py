@@ -111,6 +111,10 @@ class Tracker(Protocol):
         """Show numbers of a step."""
         ...
 
+    def log_videos(self, videos: Mapping[str, Path], step: int) -> None:
+        """Show MP4 files of a step by name."""
+        ...
+
     def finish(self) -> None:
         """Send what is left."""
         ...
@@ -120,6 +124,9 @@ class NullTracker:
     """Shows nothing."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_videos(self, videos: Mapping[str, Path], step: int) -> None:
         """Do nothing."""
 
     def finish(self) -> None:
@@ -143,6 +150,12 @@ class WandbTracker:
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Send numbers of a step."""
         self._run.log(dict(values), step=step)
+
+    def log_videos(self, videos: Mapping[str, Path], step: int) -> None:
+        """Send copies of MP4 files of a step."""
+        import wandb
+
+        self._run.log({name: wandb.Video(str(path), format="mp4") for name, path in videos.items()}, step=step)
 
     def finish(self) -> None:
         """Close the run."""

@@ -35,6 +35,7 @@ from worldtune.training.metrics import (
 )
 from worldtune.training.optimizer import MasterAdamW, learning_rate_factor
 from worldtune.training.order import BatchLayout
+from worldtune.training.previews import is_due, is_made, make_preview
 from worldtune.training.random import seed_default_generators
 from worldtune.training.sharding import broadcast_replicas, trainable_parameters
 from worldtune.training.signals import StopRequest
@@ -78,7 +79,7 @@ def train(
     Args:
         recipe: the resolved recipe.
         task: the model on the mesh.
-        attempt: folder of checkpoints, metrics.jsonl and validation.jsonl, shared by all ranks.
+        attempt: folder of checkpoints, previews, metrics.jsonl and validation.jsonl, shared by all ranks.
         mesh: of all ranks.
         device: of this rank.
         stop: this rank's request to stop; any rank's is enough.
@@ -149,6 +150,7 @@ class _Trainer:
                 num_batches=reader.num_batches,
                 ahead=self.recipe.parallel.encode_ahead,
             )
+        self._preview_if_due()
         self._validate_if_due()
         stopped = self._agree(torch.zeros((), device=self.device))[2]
         while self.state.step < last_step and stopped is None:
@@ -157,6 +159,7 @@ class _Trainer:
                 self._save()
             # A stop has no time for it; the next start makes up for what is due.
             if stopped is None:
+                self._preview_if_due()
                 self._validate_if_due()
         return TrainResult(step=self.state.step, new_steps=self.state.step - first_step, stopped=stopped)
 
@@ -291,6 +294,23 @@ class _Trainer:
         last_step = self.recipe.training.max_iter
         if row["step"] % self.recipe.logging.console_every == 0 or row["step"] == last_step:
             logger.info("%s", console_line(row, last_step, median(self.recent_step_s) * (last_step - row["step"])))
+
+    def _preview_if_due(self) -> None:
+        # Before the held-out loss, whose last measurement makes an attempt finished.
+        step, config = self.state.step, self.recipe.previews
+        if not is_due(step, config, last_step=self.recipe.training.max_iter):
+            return
+        made = [self.is_main and is_made(self.attempt, step)]
+        dist.broadcast_object_list(made, src=0)
+        if made[0]:
+            return
+        self._check_lease()
+
+        def ends(failed: bool) -> bool:
+            _, can_go_on, stopped = self._agree(torch.full((), math.nan if failed else 0.0, device=self.device))
+            return stopped is not None or not can_go_on
+
+        make_preview(self.task, config, self.attempt, step, is_main=self.is_main, ends=ends, tracker=self.tracker)
 
     def _validate_if_due(self) -> None:
         step = self.state.step
