@@ -36,7 +36,7 @@ def test_a_torn_last_line_is_left_out(record: RunRecord) -> None:
 
 
 @pytest.mark.parametrize("line", ['{"step": 30, "lo', "7", '{"loss": 1.0}', "", "\0\0\0"])
-@pytest.mark.parametrize("name", ["metrics", "validation"])
+@pytest.mark.parametrize("name", ["metrics", "validation", "previews"])
 def test_a_damaged_record_is_named(made_up_run: Path, tmp_path: Path, name: str, line: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(made_up_run, run)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -33,6 +34,8 @@ class DrawnLatents:
     clip: Clip
     latents: Mapping[float, Tensor]
     """What was drawn at each guidance: normalised latents [1, 16, T, H, W], float32 on the CPU."""
+    other: Clip | None
+    """Another held-out clip of the same size, whose edges the drawn ones should not keep to, if there is one."""
     dataset: ClipDataset
     """Gives control and ground truth."""
     tokenizer: VideoTokenizer
@@ -40,7 +43,8 @@ class DrawnLatents:
 
     def write(self, folder: Path) -> PreviewFiles:
         """Decode, score and write; see the protocol."""
-        sample = self.dataset.reading_videos().evaluation_sample(self.clip)
+        videos = self.dataset.reading_videos()
+        sample = videos.evaluation_sample(self.clip)
         hint, true, fps = sample["hint"], sample["video"], sample["fps"]
         assert isinstance(hint, Tensor)
         assert isinstance(true, Tensor)
@@ -49,7 +53,8 @@ class DrawnLatents:
         files = write_comparison(folder / self.clip.clip_id, columns, float(fps))
         scores = {}
         if self.recipe.control.kind == "edge":
-            scores = {guidance: _edge_scores(video, true) for guidance, video in drawn.items()}
+            other = videos.evaluation_sample(self.other)["video"] if self.other else None
+            scores = {guidance: _edge_scores(video, true, other) for guidance, video in drawn.items()}
         return PreviewFiles(clip_id=self.clip.clip_id, **files, scores=scores)
 
     def _decode(self, latents: Tensor) -> Tensor:
@@ -62,10 +67,20 @@ class DrawnLatents:
             raise torch.OutOfMemoryError(f"no room to decode {list(latents.shape)} latents") from error
 
 
-def _edge_scores(drawn: Tensor, true: Tensor) -> dict[str, float]:
-    """Return the agreement of the edges of frames, uint8 [3, T, H, W] each."""
-    found = edge_adherence(*(video.permute(1, 2, 3, 0).numpy() for video in (drawn, true)))
-    return {"edge_f1": found.f1, "edge_precision": found.precision, "edge_recall": found.recall}
+def _edge_scores(drawn: Tensor, true: Tensor, other: Tensor | str | None) -> dict[str, float]:
+    """Return how the edges of frames, uint8 [3, T, H, W] each, agree with the true ones and with another clip's.
+
+    A model that learns to draw clean pictures, and heeds no control, gains on both.
+    """
+    own = edge_adherence(_frames_last(drawn), _frames_last(true))
+    scores = {"edge_f1": own.f1, "edge_precision": own.precision, "edge_recall": own.recall}
+    if isinstance(other, Tensor):
+        scores["edge_f1_other"] = edge_adherence(_frames_last(drawn), _frames_last(other)).f1
+    return scores
+
+
+def _frames_last(video: Tensor) -> np.ndarray:
+    return video.permute(1, 2, 3, 0).numpy()
 
 
 @torch.no_grad()

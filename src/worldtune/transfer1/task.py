@@ -251,6 +251,7 @@ class Transfer1Task:
         Where weights are sharded over these ranks, all of them draw the same clip.
         """
         clips = self.dataset.held_out_clips[: self.recipe.previews.num_clips]
+        others = other_clips(self.dataset.held_out_clips)
         data_rank, num_data = self._share_of_clips()
         for first in range(0, len(clips), num_data):
             together = clips[first : first + num_data]
@@ -260,6 +261,7 @@ class Transfer1Task:
                 DrawnLatents(
                     clip=clip,
                     latents=latents,
+                    other=others[clip.clip_id],
                     dataset=self.dataset,
                     tokenizer=self.encoder.tokenizer,
                     recipe=self.recipe,
