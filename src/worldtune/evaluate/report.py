@@ -69,7 +69,7 @@ class RunRecord:
     validation: pd.DataFrame
     """One row a (step, sigma, clip_id, control), to the manifest's last step."""
     previews: pd.DataFrame
-    """Scores of previews, one row a (step, clip_id, guidance), to the manifest's last step; none where none was scored."""
+    """Scores of previews, one row a (step, clip_id, guidance), to the manifest's last step; it may have no column."""
     attempt_dir: Path
     """Folder of the attempt that `manifest` names."""
     dataset: dict[str, Any]
