@@ -14,6 +14,7 @@ from torch import Tensor
 from worldtune.controls.adherence import edge_adherence
 from worldtune.media.video import probe
 from worldtune.parallel.mesh import build_mesh
+from worldtune.training.metrics import read_rows
 from worldtune.training.run import run_training
 from worldtune.training.state import complete_steps, folder_name, read_weights
 from worldtune.training.task import PreviewFiles
@@ -160,9 +161,7 @@ def test_training_is_bit_equal_with_and_without_previews(tiny_world: Path, tmp_p
     # Previews shape no weights: both are the same attempt.
     assert seen.name == unseen.name
     losses = [
-        [(row["loss"], row["grad_norm"]) for row in map(json.loads, (attempt / name).read_text().splitlines())]
-        for attempt in (seen, unseen)
-        for name in ("metrics.jsonl",)
+        [(row["loss"], row["grad_norm"]) for row in read_rows(attempt / "metrics.jsonl")] for attempt in (seen, unseen)
     ]
     assert losses[0] == losses[1]
     assert complete_steps(seen / "checkpoints") == complete_steps(unseen / "checkpoints") == [3]
