@@ -307,6 +307,7 @@ class _Trainer:
         self._check_lease()
 
         def ends(failed: bool) -> bool:
+            self._check_lease()
             _, can_go_on, stopped = self._agree(torch.full((), math.nan if failed else 0.0, device=self.device))
             return stopped is not None or not can_go_on
 
