@@ -9,6 +9,7 @@ import pandas as pd
 from worldtune.common.files import write_json
 from worldtune.media.video import write_video
 
+PREVIEW_STEPS = (0, 40, 80)
 SIGMAS = (0.2, 1.0, 5.0, 20.0)
 CLIPS = ("0a" * 8, "0b" * 8, "0c" * 8)
 
@@ -54,6 +55,8 @@ def make_run(root: Path, num_steps: int = 60, *, name: str = "run", scale: float
                 )
                 validation.append({"step": step, "sigma": sigma, "clip_id": clip, "control": "other", "loss": base})
     (attempt / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in validation))
+    for step in PREVIEW_STEPS:
+        make_preview(attempt, step)
     write_json(
         run / "manifest.json",
         {
@@ -111,3 +114,22 @@ def make_run(root: Path, num_steps: int = 60, *, name: str = "run", scale: float
     note = {"format": 1, "step": num_steps, "num_steps": 35, "guidance": 7.0, "seed": 1, "clips": [clip_entry]}
     write_json(samples / "samples.json", note)
     return run
+
+
+def make_preview(attempt: Path, step: int) -> None:
+    """Write the preview of a step: two guidances of one clip, whose edges become better."""
+    rng = np.random.default_rng(step)
+    folder = attempt / "previews" / f"step_{step:09d}"
+    write_video(folder / "x.mp4", rng.integers(0, 255, (5, 48, 4 * 80, 3), dtype=np.uint8), 24.0)
+    from PIL import Image
+
+    Image.fromarray(rng.integers(0, 255, (3 * 48 + 8, 4 * 80 + 12, 3), dtype=np.uint8)).save(folder / "x.png")
+    scores = {guidance: {"edge_f1": 0.1 + step / 200 + guidance / 100, "edge_f1_other": 0.1} for guidance in (0.0, 3.0)}
+    clip = {"clip_id": CLIPS[0], "video": "x.mp4", "grid": "x.png", "num_frames": 5, "height": 48, "width": 80}
+    clip |= {"fps": 24.0, "scores": {f"{guidance:g}": values for guidance, values in scores.items()}}
+    columns = ["control", "ground truth", "guidance 0", "guidance 3"]
+    note = {"format": 1, "step": step, "columns": columns, "guidances": [0.0, 3.0], "num_steps": 20, "clips": [clip]}
+    write_json(folder / "previews.json", note)
+    rows = [{"step": step, "clip_id": CLIPS[0], "guidance": guidance, **values} for guidance, values in scores.items()]
+    with open(attempt / "previews.jsonl", "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -36,7 +36,7 @@ def test_a_torn_last_line_is_left_out(record: RunRecord) -> None:
 
 
 @pytest.mark.parametrize("line", ['{"step": 30, "lo', "7", '{"loss": 1.0}', "", "\0\0\0"])
-@pytest.mark.parametrize("name", ["metrics", "validation"])
+@pytest.mark.parametrize("name", ["metrics", "validation", "previews"])
 def test_a_damaged_record_is_named(made_up_run: Path, tmp_path: Path, name: str, line: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(made_up_run, run)
@@ -212,7 +212,7 @@ def test_the_page_of_a_run_with_one_held_out_clip(made_up_run: Path, tmp_path: P
     execute_notebook(NOTEBOOK, tmp_path / "report.html", title="Run", root=root, parameters={"run": "run"})
     page = (tmp_path / "report.html").read_text()
     assert "no other control to compare with" in page
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 6
 
 
 def test_missing_pieces_are_notes(made_up_run: Path, tmp_path: Path) -> None:
@@ -221,9 +221,12 @@ def test_missing_pieces_are_notes(made_up_run: Path, tmp_path: Path) -> None:
     shutil.rmtree(root / "datasets")
     shutil.rmtree(root / "results/run/samples")
     (root / "results/run/attempts/abcd/validation.jsonl").write_text("")
+    (root / "results/run/attempts/abcd/previews.jsonl").unlink()
+    shutil.rmtree(root / "results/run/attempts/abcd/previews")
     execute_notebook(NOTEBOOK, tmp_path / "report.html", title="Run", root=root, parameters={"run": "run"})
     page = (tmp_path / "report.html").read_text()
     assert "No sample was drawn for this run." in page
+    assert "The training job drew no preview." in page
     assert page.count("No held-out loss was measured.") == 2
     assert page.count("data:image/png;base64,") == 2
 
@@ -259,8 +262,9 @@ def test_the_page_stands_alone_and_shows_everything(made_up_run: Path, tmp_path:
     execute_notebook(NOTEBOOK, output, title="Run <report>", root=root, parameters={"run": "run"})
     page = output.read_text()
     assert "<title>Run &lt;report&gt;</title>" in page
-    assert page.count("data:image/png;base64,") == 5
-    assert page.count("data:video/mp4;base64,") == 1
+    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:video/mp4;base64,") == 2
+    assert "guidance 3, edge F1 0.330" in page
     assert "A &lt;b&gt;" in page
     assert "No description" not in page
     without_data = re.sub(r"data:[a-z/0-9]+;base64,[A-Za-z0-9+/=\s]+", "", page)

@@ -63,6 +63,7 @@ def test_what_shapes_the_weights_changes_the_identity(override: str) -> None:
         "training.max_iter=1000",
         "parallel.tensor=4",
         "logging.wandb=offline",
+        "previews.guidances=[1.0]",
         "cluster.runtime_minutes=15",
         "saving.every=7",
         "experiment.description=other",

@@ -242,6 +242,7 @@ def test_wrong_files_are_refused_with_advice(tmp_path: Path, text: str, message:
         ("ema.rates=[0.1,0.1]", "ema.rates: .* 0.1 and 0.1 have the name 0.1"),
         ("ema.rates=[0.05,0.1,0.1000001]", "ema.rates: .* 0.1 and 0.1000001 have the name 0.1"),
         ("validation.sigmas=[1,2,1.0]", "validation.sigmas: .* 1.0 and 1.0 have the name 1"),
+        ("previews.guidances=[1,1.0]", "previews.guidances: .* 1.0 and 1.0 have the name 1"),
         ("network.control.hint_channels=8", "network.control.hint_channels: .* at least .* 16 .* found 8"),
         ("optimizer.betas=[0.9,1.0]", r"optimizer.betas\[1\]"),
         ("sampling.sigma_min=100", "sampling.sigma_max"),

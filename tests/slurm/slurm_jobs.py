@@ -38,6 +38,10 @@ max_clips = 1
 num_steps = 2
 num_clips = 1
 
+[previews]
+num_steps = 2
+num_clips = 1
+
 [saving]
 every = {save_every}
 

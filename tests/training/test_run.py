@@ -343,7 +343,7 @@ def test_a_signal_while_the_model_is_built_leaves_no_time_for_measurements(
 
 def test_wandb_run_has_the_name_of_the_attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
-    recipe = toy_recipe(logging__wandb="offline", training__max_iter=2)
+    recipe = toy_recipe(logging__wandb="offline", training__max_iter=2, previews__every=2)
     assert job(recipe) == 0
     assert job(toy_recipe(logging__wandb="offline", training__max_iter=3)) == 0
     (attempt,) = job.attempts()
@@ -351,6 +351,10 @@ def test_wandb_run_has_the_name_of_the_attempt(job: Job, monkeypatch: pytest.Mon
     assert len(runs) == 2
     # Of two that begin in one second, W&B gives the second a number.
     assert all(f"-{attempt.name}" in run.name for run in runs)
+    videos = sorted(path.name for path in (attempt / "wandb").glob("offline-run-*/files/media/videos/previews/*.mp4"))
+    assert [name.split("_")[:2] for name in videos] == [
+        [f"clip{clip}", str(step)] for clip in (0, 1) for step in (0, 2)
+    ]
 
 
 def test_wrong_number_of_processes_is_named(job: Job) -> None:

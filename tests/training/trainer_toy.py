@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import Dataset
 
+from worldtune.common.files import write_text
 from worldtune.parallel.mesh import Mesh, build_mesh, sample_group
 from worldtune.recipe.schema import Recipe
 from worldtune.training.inputs import Inputs, SplitCheckpoint
@@ -27,8 +29,9 @@ from worldtune.training.metrics import NullTracker
 from worldtune.training.order import clip_index
 from worldtune.training.preflight import Preflight
 from worldtune.training.random import generator
+from worldtune.training.sharding import local
 from worldtune.training.signals import EXIT_STOPPED, StopRequest
-from worldtune.training.task import Batch, LossOutput, Sample, Task, ValidationRow
+from worldtune.training.task import Batch, LossOutput, PreviewFiles, Sample, Task, ValidationRow
 from worldtune.training.trainer import train
 
 NUM_CLIPS = 7
@@ -59,6 +62,7 @@ def toy_recipe(**overrides: Any) -> Recipe:
         },
         "parallel": {"tensor": 1, "data": 1},
         "validation": {"every": 4, "sigmas": [1.0], "max_clips": 1},
+        "previews": {"every": 0},
         "saving": {"every": 3, "keep_last": 2},
     }
     for name, value in overrides.items():
@@ -105,6 +109,28 @@ class ToyNetwork(nn.Module):
 
     def forward(self, x_bd: Tensor) -> Tensor:
         return self.down(torch.nn.functional.gelu(self.up(self.norm(self.frozen(x_bd)))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyDrawn:
+    clip_id: str
+    guidances: tuple[float, ...]
+    number: float
+
+    def write(self, folder: Path) -> PreviewFiles:
+        for suffix in (".mp4", ".png"):
+            write_text(folder / f"{self.clip_id}{suffix}", f"{self.number}")
+        return PreviewFiles(
+            clip_id=self.clip_id,
+            columns=("control", "ground truth"),
+            video=f"{self.clip_id}.mp4",
+            grid=f"{self.clip_id}.png",
+            num_frames=1,
+            height=2,
+            width=2,
+            fps=24.0,
+            scores={guidance: {"edge_f1": self.number + guidance} for guidance in self.guidances},
+        )
 
 
 class ToyTask:
@@ -182,6 +208,16 @@ class ToyTask:
             for sigma in self.recipe.validation.sigmas
             for clip_id in self.measured_clip_ids
         ]
+
+    def preview(self) -> Iterator[Sequence[ToyDrawn]]:
+        previews = self.recipe.previews
+        number = local(self.trainable.norm.weight).double().sum()
+        for index in range(min(previews.num_clips, NUM_HELD_OUT)):
+            # Would differ between the ranks, and hang, if some made more steps than others.
+            torch.distributed.all_reduce(number)
+            number = number / torch.distributed.get_world_size()
+            clip = ToyDrawn(clip_id=f"clip{index}", guidances=previews.guidances, number=float(number))
+            yield [clip] if torch.distributed.get_rank() == 0 else []
 
 
 def make_task(recipe: Recipe, mesh: Mesh, events: dict[str, str] | None, world: Path | None) -> Task:

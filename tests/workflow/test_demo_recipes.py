@@ -17,7 +17,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace.shorten_base_training()
     workspace.edit(
         "config/recipes/parts/demo.toml",
-        {"max_iter = 400": "max_iter = 2", "every = 200": "every = 200\nmax_clips = 2\nsigmas = [1.0]"},
+        {
+            "max_iter = 400": "max_iter = 2",
+            "[validation]": "[validation]\nmax_clips = 2\nsigmas = [1.0]",
+            "[previews]": "[previews]\nnum_clips = 1",
+        },
     )
     workspace.snakemake("--keep-going", *(f"results/{name}/model" for name in RECIPES))
     return workspace.root

@@ -26,6 +26,10 @@ max_clips = 2
 num_steps = 2
 num_clips = 1
 
+[previews]
+num_steps = 2
+num_clips = 1
+
 [saving]
 every = 5
 """

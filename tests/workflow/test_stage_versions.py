@@ -68,8 +68,8 @@ STAGES = {
     ],
     "export": ["transfer1/export.py", "transfer1/model_card.py"],
     "report": [
-        *(f"evaluate/{name}.py" for name in ("report", "figures", "notebook")),
-        "transfer1/drawing.py",
+        *(f"evaluate/{name}.py" for name in ("report", "figures", "notebook", "preview_figures")),
+        *("transfer1/drawing.py", "transfer1/pictures.py"),
         "transfer1/sampler.py",
     ],
     "dataset_overview": [

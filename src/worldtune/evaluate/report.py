@@ -34,7 +34,7 @@ from worldtune.evaluate.places import run_folder
 from worldtune.recipe.load import RECIPES, flatten, read_extension
 from worldtune.training.manifest import read_manifest
 
-VERSION = 4
+VERSION = 5
 """Raised when a change of the report should make the existing ones anew."""
 
 VALIDATION_COLUMNS = ("step", "sigma", "clip_id", "control", "loss")
@@ -68,6 +68,10 @@ class RunRecord:
     """One row a step, to the manifest's last one."""
     validation: pd.DataFrame
     """One row a (step, sigma, clip_id, control), to the manifest's last step."""
+    previews: pd.DataFrame
+    """Scores of previews, one row a (step, clip_id, guidance), to the manifest's last step; it may have no column."""
+    attempt_dir: Path
+    """Folder of the attempt that `manifest` names."""
     dataset: dict[str, Any]
     """The dataset's summary; empty where it is gone, or is not the one that was trained on."""
     clips: pd.DataFrame
@@ -95,6 +99,7 @@ def load_run(run_dir: Path, *, samples_dir: Path, datasets_dir: Path) -> RunReco
     """
     manifest = read_manifest(run_dir, expected=None)
     attempt = run_dir / manifest["attempt"]
+    previews = attempt / "previews.jsonl"
     dataset_dir = datasets_dir / manifest["dataset"]["name"]
     clips_path = dataset_dir / "clips.parquet"
     dataset = _read_optional(dataset_dir / "dataset.json")
@@ -106,6 +111,8 @@ def load_run(run_dir: Path, *, samples_dir: Path, datasets_dir: Path) -> RunReco
         manifest=manifest,
         metrics=_read_rows(attempt / "metrics.jsonl", manifest["final_step"]),
         validation=_read_rows(attempt / "validation.jsonl", manifest["final_step"], VALIDATION_COLUMNS),
+        previews=_read_rows(previews, manifest["final_step"]) if previews.is_file() else pd.DataFrame(),
+        attempt_dir=attempt,
         dataset=dataset,
         clips=clips,
         cut=_cut_captions(dataset_dir, clips),

@@ -289,7 +289,12 @@ def _range_problems(recipe: Recipe) -> Iterator[str]:
         )
     if any(not 0 < rate < 0.288 for rate in recipe.ema.rates):
         yield f"ema.rates: each must lie in (0, 0.288), where the power function is defined, found {recipe.ema.rates}"
-    for key, values in (("ema.rates", recipe.ema.rates), ("validation.sigmas", recipe.validation.sigmas)):
+    named = {
+        "ema.rates": recipe.ema.rates,
+        "validation.sigmas": recipe.validation.sigmas,
+        "previews.guidances": recipe.previews.guidances,
+    }
+    for key, values in named.items():
         for one, other in itertools.combinations(values, 2):
             if f"{one:g}" == f"{other:g}":
                 yield f"{key}: each needs a name of its own, but {one} and {other} have the name {one:g}; remove one"

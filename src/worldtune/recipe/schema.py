@@ -401,6 +401,24 @@ class Sampling(Section):
     """Held-out clips that are drawn for the report."""
 
 
+class Previews(Section):
+    """Held-out clips that the training job draws with the present weights, to be looked at while it trains."""
+
+    section_affects: ClassVar[Affects] = "nothing"
+
+    every: NonNegativeInt = 2000
+    """Steps between two previews; one is made before the first step and one after the last. 0 makes none."""
+    num_clips: PositiveInt = 2
+    """Held-out clips that are drawn, the first ones by id."""
+    guidances: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 3.0, 7.0), min_length=1)
+    """Guidance values (see sampling.guidance), a column of the preview each: num_steps + 1 forward passes of a clip for
+    guidance 0, twice as many for any other."""
+    num_steps: PositiveInt = 20
+    """Steps of the sampler, between the noise levels of [sampling]."""
+    seed: NonNegativeInt = 1
+    """Seed of the initial noise, which is the same in all previews."""
+
+
 class Saving(Section):
     """Training checkpoints."""
 
@@ -491,6 +509,7 @@ class Recipe(Section):
     parallel: Parallel = Parallel()
     validation: Validation = Validation()
     sampling: Sampling = Sampling()
+    previews: Previews = Previews()
     saving: Saving = Saving()
     logging: Logging = Logging()
     health: Health = Health()

@@ -1,4 +1,5 @@
-"""The folder of an attempt, `results/<run>/attempts/<identity>`, and the records in it besides checkpoints and metrics.
+"""The folder of an attempt, `results/<run>/attempts/<identity>`, and its records besides checkpoints, metrics and
+previews.
 
 config.yaml        the resolved recipe of the newest start; earlier ones that differed are config.0001.yaml, ...
 launch_info.yaml   a list: each start with its command, host, ranks, git commit, versions, hardware, and how many steps

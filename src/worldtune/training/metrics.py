@@ -134,6 +134,10 @@ class Tracker(Protocol):
         """Show numbers of a step, each named `kind/name`; the steps of a kind rise, but for what a restart repeats."""
         ...
 
+    def log_videos(self, videos: Mapping[str, Path], step: int) -> None:
+        """Show MP4 files of a step by names `kind/name` of one kind."""
+        ...
+
     def finish(self) -> None:
         """Send what is left."""
         ...
@@ -143,6 +147,9 @@ class NullTracker:
     """Shows nothing."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_videos(self, videos: Mapping[str, Path], step: int) -> None:
         """Do nothing."""
 
     def finish(self) -> None:
@@ -211,6 +218,16 @@ class WandbTracker:
             self._last_sent[kind] = int(self._run.summary.get(column, -1))
         self._run.define_metric(column, hidden=True)
         self._run.define_metric(f"{kind}/*", step_metric=column)
+
+    def log_videos(self, videos: Mapping[str, Path], step: int) -> None:
+        """Send copies of MP4 files of a step."""
+        import wandb
+
+        kind = next((name.partition("/")[0] for name in videos), "")
+        self._define(kind)
+        if step > self._last_sent.get(kind, -1):
+            shown = {name: wandb.Video(str(path), format="mp4") for name, path in videos.items()}
+            self._run.log({**shown, f"{kind}/step": step})
 
     def finish(self) -> None:
         """Close the run, and wait until all of it is written."""

@@ -1,7 +1,8 @@
 """What the trainer asks of a task: a model on a mesh, a dataset of ordinals, a loss and a held-out measurement."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch.distributed as dist
@@ -42,6 +43,43 @@ class ValidationRow:
     """Whether the clip's own control was given or another clip's."""
     loss: float
     """Mean squared error under the objective's weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewFiles:
+    """What was written of one drawn clip."""
+
+    clip_id: str
+    """The clip."""
+    columns: tuple[str, ...]
+    """What each column is, before those of the guidances: control inputs and ground truth."""
+    video: str
+    """Name of the video: all columns side by side."""
+    grid: str
+    """Name of the picture: first, middle and last frame of each column."""
+    num_frames: int
+    """Frames of the video."""
+    height: int
+    """Pixels of a column."""
+    width: int
+    """Pixels of a column."""
+    fps: float
+    """Frames a second."""
+    scores: Mapping[float, Mapping[str, float]]
+    """Scores by guidance and name; empty where the kind of control has none."""
+
+
+class DrawnClip(Protocol):
+    """A clip that was drawn at each guidance, before anything of it was written."""
+
+    def write(self, folder: Path) -> PreviewFiles:
+        """Write video and grid, each whole or not at all. Not collective.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+            OutOfMemoryError: the device has no room for the frames.
+        """
+        ...
 
 
 class Task(Protocol):
@@ -110,4 +148,12 @@ class Task(Protocol):
 
     def validate(self) -> list[ValidationRow]:
         """Measure the held-out loss at fixed noise. Collective over all ranks; every rank returns all rows."""
+        ...
+
+    def preview(self) -> Iterator[Sequence[DrawnClip]]:
+        """Draw held-out clips with the present weights, a few at each step of the iterator, as `previews` says.
+
+        Each step is collective over all ranks, which make equally many. Rank 0 is given what was drawn, others nothing.
+        It draws nothing from the default generators, and leaves weights and gradients alone.
+        """
         ...

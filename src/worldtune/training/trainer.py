@@ -50,6 +50,7 @@ from worldtune.training.metrics import (
 from worldtune.training.optimizer import MasterAdamW, learning_rate_factor
 from worldtune.training.order import BatchLayout
 from worldtune.training.preflight import Preflight
+from worldtune.training.previews import is_due, is_made, make_preview
 from worldtune.training.random import seed_default_generators
 from worldtune.training.sharding import broadcast_replicas, trainable_parameters
 from worldtune.training.signals import StopRequest
@@ -101,7 +102,7 @@ def train(
     Args:
         recipe: the resolved recipe.
         task: the model on the mesh.
-        attempt: folder of checkpoints, metrics.jsonl, validation.jsonl and skipped.jsonl, shared by all ranks.
+        attempt: folder of checkpoints, previews, metrics.jsonl, validation.jsonl and skipped.jsonl; all ranks see it.
         mesh: of all ranks.
         device: of this rank.
         stop: this rank's request to stop; any rank's is enough.
@@ -209,6 +210,7 @@ class _Trainer:
                 return TrainResult(step=first_step, new_steps=0, stopped=None)
         stopped = self._agree(torch.zeros(0, device=self.device))[2]
         if stopped is None:
+            self._preview_if_due()
             self._validate_if_due()
         with step_progress("step", last_step, done=first_step, is_shown=self.is_main) as self.show:
             while self.state.step < last_step and stopped is None:
@@ -219,6 +221,7 @@ class _Trainer:
                     self.store.begin(self.state, {LOADERS: self._loader_positions()})
                 # A stop has no time for it; the next start makes up for what is due.
                 if stopped is None:
+                    self._preview_if_due()
                     self._validate_if_due()
         mark("writing the last checkpoint")
         self.store.finish()
@@ -369,6 +372,26 @@ class _Trainer:
         last_step = self.recipe.training.max_iter
         if row["step"] % self.recipe.logging.console_every == 0 or row["step"] == last_step:
             self.show(row["step"], console_text(row, median(self.recent_step_s) * (last_step - row["step"])))
+
+    def _preview_if_due(self) -> None:
+        # Before the held-out loss, whose last measurement makes an attempt finished.
+        step, config = self.state.step, self.recipe.previews
+        if not is_due(step, config, last_step=self.recipe.training.max_iter):
+            return
+        made = [self.is_main and is_made(self.attempt, step)]
+        dist.broadcast_object_list(made, src=0)
+        if made[0]:
+            return
+        self._check_lease()
+        mark("preview", step)
+
+        def ends(failed: bool) -> bool:
+            mark("preview", step)
+            self._check_lease()
+            _, can_go_on, stopped = self._agree(torch.full((), math.nan if failed else 0.0, device=self.device))
+            return stopped is not None or not can_go_on
+
+        make_preview(self.task, config, self.attempt, step, is_main=self.is_main, ends=ends, tracker=self.tracker)
 
     def _validate_if_due(self) -> None:
         step = self.state.step

@@ -10,6 +10,7 @@ takes the place of `video`. Several views lie one after the other along T and M;
 then says which camera each latent frame is of.
 """
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,6 +100,12 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         """Return the first window of a clip under its fixed control; of several views the first ones."""
         views = range(self.recipe.num_views) if self.recipe.data.views else ()
         return self._assemble(clip, -1, [self._view(part, 0, None) for part in self._clips(clip, views)], views)
+
+    def reading_videos(self) -> "ClipDataset":
+        """Return the same clips with their videos, where this dataset reads cached latents."""
+        videos = copy.copy(self)
+        videos.latents = None
+        return videos
 
     def _clips(self, clip: Clip, views: Sequence[int]) -> list[Clip]:
         """Return the clips of the chosen views, or the clip itself where there is but one view."""

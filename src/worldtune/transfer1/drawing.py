@@ -2,23 +2,20 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from worldtune.checkpoint.splitting import MANIFEST_SUFFIX, join_checkpoint
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import atomic_path, read_json, write_json
+from worldtune.common.files import read_json, write_json
 from worldtune.common.progress import progress
 from worldtune.common.versions import stage_version
 from worldtune.dataset.clips import load_dataset
-from worldtune.media.video import write_video
 from worldtune.parallel.mesh import sample_group
 from worldtune.recipe.schema import Recipe, Sampling
 from worldtune.training.manifest import check_trained
@@ -27,14 +24,13 @@ from worldtune.transfer1.batch import ClipDataset
 from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser, single_process_mesh, single_process_recipe
 from worldtune.transfer1.export import WEIGHTS, check_base, read_export, read_exported, split_file
 from worldtune.transfer1.objective import given_frames
+from worldtune.transfer1.pictures import decode_frames, views_stacked, write_comparison
 from worldtune.transfer1.sampler import draw_latents
 from worldtune.transfer1.task import LatentEncoder, encode_sample
 from worldtune.transfer1.tokenizer import VideoTokenizer
 
 SAMPLES_FORMAT = 1
 SAMPLES = "samples.json"
-GAP_PIXELS = 4
-"""White space between the pictures of a grid."""
 logger = logging.getLogger(__name__)
 
 
@@ -104,7 +100,7 @@ def draw_run(
         drawn = draw_sample(denoiser, encoder, sample, recipe, sampling=sampling, num_given_frames=num_given_frames)
         assert isinstance(sample["hint"], Tensor)
         shown = (*sample["hint"].split(3), sample["video"], drawn)
-        columns = [_views_stacked(video, recipe.num_views) for video in shown]
+        columns = [views_stacked(video, recipe.num_views) for video in shown]
         files = write_comparison(output_dir / clip.clip_id, columns, float(sample["fps"]))
         entries.append(
             {
@@ -154,44 +150,4 @@ def draw_sample(
     indicator_t = given_frames(latents.shape[2], num_given_frames, config=recipe.objective, num_views=recipe.num_views)
     conditions = replace(conditions, indicator_bt=indicator_t[None].to(encoder.device))
     drawn = draw_latents(denoiser, conditions, config=sampling, given_bcthw=latents)
-    pixels = encoder.tokenizer.decode(drawn / denoiser.sigma_data)[0].float()
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-
-
-def _views_stacked(video: Tensor | str, num_views: int) -> np.ndarray:
-    """Return the frames [T, V * H, W, 3] of a video [3, V * T, H, W]: views one above the other."""
-    assert isinstance(video, Tensor)
-    return video.unflatten(1, (num_views, -1)).permute(2, 1, 3, 4, 0).flatten(1, 2).numpy()
-
-
-def write_comparison(stem: Path, columns: Sequence[np.ndarray], fps: float) -> dict[str, Any]:
-    """Write videos of equal size side by side as `<stem>.mp4`, and their first, middle and last frames as `<stem>.png`.
-
-    Args:
-        stem: path without suffix.
-        columns: uint8 [T, H, W, 3] each.
-        fps: frames a second.
-
-    Returns:
-        Names of the files, and their size, for samples.json.
-    """
-    side_by_side = np.concatenate(columns, axis=2)
-    num_frames, height, width = side_by_side.shape[:3]
-    video, grid = stem.with_suffix(".mp4"), stem.with_suffix(".png")
-    write_video(video, side_by_side, fps)
-    rows = []
-    for index in (0, num_frames // 2, num_frames - 1):
-        pictures = [column[index] for column in columns]
-        gap = np.full((height, GAP_PIXELS, 3), 255, np.uint8)
-        row = np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)
-        rows += [row, np.full((GAP_PIXELS, row.shape[1], 3), 255, np.uint8)]
-    with atomic_path(grid) as temporary:
-        Image.fromarray(np.concatenate(rows[:-1])).save(temporary)
-    return {
-        "video": video.name,
-        "grid": grid.name,
-        "num_frames": num_frames,
-        "height": height,
-        "width": width // len(columns),
-        "fps": fps,
-    }
+    return decode_frames(encoder.tokenizer, drawn / denoiser.sigma_data)

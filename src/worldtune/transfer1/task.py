@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +27,7 @@ from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser, check
 from worldtune.transfer1.largest import largest_batch
 from worldtune.transfer1.loading import LoadReport
 from worldtune.transfer1.objective import add_noise, draw, draw_kept_hints, edm_loss, given_frames
+from worldtune.transfer1.previews import DrawnLatents, draw_guidances, gather_on_first
 from worldtune.transfer1.tokenizer import VideoTokenizer
 
 VALIDATION_SEED = 0
@@ -274,10 +275,7 @@ class Transfer1Task:
         """
         clips = self.dataset.measured_clips
         others = other_clips(clips)
-        data_rank, num_data = self.mesh.data.get_local_rank(), self.mesh.data.size()
-        if self.recipe.parallel.shard != "nothing":
-            # Sharded weights are gathered over the data-parallel ranks, which must then compute equally often.
-            data_rank, num_data = 0, 1
+        data_rank, num_data = self._share_of_clips()
         mine = clips[data_rank::num_data]
         rows = [row for clip in progress(mine, "held-out clips") for row in self._measure(clip, others[clip.clip_id])]
         if num_data > 1:
@@ -285,6 +283,43 @@ class Transfer1Task:
             dist.all_gather_object(gathered, rows, group=self.mesh.data.get_group())
             rows = list(itertools.chain.from_iterable(gathered))
         return sorted(rows, key=lambda row: (row.clip_id, row.sigma, row.control))
+
+    def preview(self) -> Iterator[Sequence[DrawnLatents]]:
+        """Draw held-out clips with the present weights, as many at a step as there are data-parallel ranks.
+
+        Where weights are sharded over these ranks, all of them draw the same clip.
+        """
+        clips = self.dataset.held_out_clips[: self.recipe.previews.num_clips]
+        others = other_clips(self.dataset.held_out_clips)
+        data_rank, num_data = self._share_of_clips()
+        for first in range(0, len(clips), num_data):
+            together = clips[first : first + num_data]
+            drawn = self._draw(together[data_rank]) if data_rank < len(together) else None
+            found = [drawn] if num_data == 1 else gather_on_first(drawn, self.mesh.data)
+            yield [
+                DrawnLatents(
+                    clip=clip,
+                    latents=latents,
+                    other=others[clip.clip_id],
+                    dataset=self.dataset,
+                    tokenizer=self.encoder.tokenizer,
+                    recipe=self.recipe,
+                )
+                for clip, latents in zip(together, found if dist.get_rank() == 0 else [], strict=False)
+                if latents is not None
+            ]
+
+    def _draw(self, clip: Clip) -> dict[float, Tensor]:
+        device, held_out = self.encoder.device, self._prepare(clip)
+        latents, conditions = held_out.latents.to(device), held_out.conditions.to(device)
+        return draw_guidances(self.denoiser, latents, conditions, self.recipe)
+
+    def _share_of_clips(self) -> tuple[int, int]:
+        """Return this rank's place among those that share held-out clips, and their number."""
+        if self.recipe.parallel.shard != "nothing":
+            # Sharded weights are gathered over the data-parallel ranks, which must then compute equally often.
+            return 0, 1
+        return self.mesh.data.get_local_rank(), self.mesh.data.size()
 
     def _measure(self, clip: Clip, other: Clip | None) -> list[ValidationRow]:
         device, config = self.encoder.device, self.recipe.objective
