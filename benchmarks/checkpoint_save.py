@@ -34,7 +34,8 @@ from worldtune.recipe.estimate import num_tokens
 from worldtune.recipe.load import load_recipe
 from worldtune.recipe.schema import Recipe
 from worldtune.training.sharding import local
-from worldtune.training.state import CheckpointStore, TrainState
+from worldtune.training.state import TrainState
+from worldtune.training.store import CheckpointStore
 
 
 def timed_step(step: Step) -> float:

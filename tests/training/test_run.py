@@ -352,9 +352,7 @@ def test_wandb_run_has_the_name_of_the_attempt(job: Job, monkeypatch: pytest.Mon
     # Of two that begin in one second, W&B gives the second a number.
     assert all(f"-{attempt.name}" in run.name for run in runs)
     videos = sorted(path.name for path in (attempt / "wandb").glob("offline-run-*/files/media/videos/previews/*.mp4"))
-    assert [name.split("_")[:2] for name in videos] == [
-        [f"clip{clip}", str(step)] for clip in (0, 1) for step in (0, 2)
-    ]
+    assert [name.split("_")[0] for name in videos] == ["clip0", "clip0", "clip1", "clip1"]
 
 
 def test_wrong_number_of_processes_is_named(job: Job) -> None:

@@ -17,7 +17,8 @@ from worldtune.training.gradients import GradientAccumulator, clip, global_norm
 from worldtune.training.lease import Lease
 from worldtune.training.optimizer import MasterAdamW
 from worldtune.training.sharding import trainable_parameters
-from worldtune.training.state import CheckpointStore, TrainState, complete_steps, read_weights
+from worldtune.training.state import TrainState, complete_steps, read_weights
+from worldtune.training.store import CheckpointStore
 
 
 def new_state(dtype: torch.dtype = torch.float32) -> TrainState:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,9 +28,9 @@ from worldtune.training.gradients import (
     parameter_groups,
 )
 from worldtune.training.health import DataWait, SkippedSteps, agree, check_first_loss
-from worldtune.training.held_out import check_finite, is_measured
 from worldtune.training.launch_info import note_resume
 from worldtune.training.lease import Lease
+from worldtune.training.looks import measure_if_due, preview_if_due
 from worldtune.training.metrics import (
     METRICS_FILE,
     SKIPPED_FILE,
@@ -43,19 +43,17 @@ from worldtune.training.metrics import (
     cut_rows,
     finite,
     peak_memory_gb,
-    read_rows,
-    replace_rows,
     tracked,
 )
 from worldtune.training.optimizer import MasterAdamW, learning_rate_factor
 from worldtune.training.order import BatchLayout
 from worldtune.training.preflight import Preflight
-from worldtune.training.previews import is_due, is_made, make_preview
 from worldtune.training.random import seed_default_generators
 from worldtune.training.sharding import broadcast_replicas, trainable_parameters
 from worldtune.training.signals import StopRequest
-from worldtune.training.state import CheckpointStore, TrainState
+from worldtune.training.state import TrainState
 from worldtune.training.steps import StepBatch, StepNumbers, gather_batch
+from worldtune.training.store import CheckpointStore
 from worldtune.training.task import Task
 from worldtune.training.throughput import peak_flop_per_s
 from worldtune.training.whereabouts import mark
@@ -210,8 +208,7 @@ class _Trainer:
                 return TrainResult(step=first_step, new_steps=0, stopped=None)
         stopped = self._agree(torch.zeros(0, device=self.device))[2]
         if stopped is None:
-            self._preview_if_due()
-            self._validate_if_due()
+            self._look_if_due()
         with step_progress("step", last_step, done=first_step, is_shown=self.is_main) as self.show:
             while self.state.step < last_step and stopped is None:
                 stopped = self._step()
@@ -221,11 +218,29 @@ class _Trainer:
                     self.store.begin(self.state, {LOADERS: self._loader_positions()})
                 # A stop has no time for it; the next start makes up for what is due.
                 if stopped is None:
-                    self._preview_if_due()
-                    self._validate_if_due()
+                    self._look_if_due()
         mark("writing the last checkpoint")
         self.store.finish()
         return TrainResult(step=self.state.step, new_steps=self.state.step - first_step, stopped=stopped)
+
+    def _look_if_due(self) -> None:
+        """Draw previews and measure the held-out loss where the present step is one for it."""
+        # The held-out loss comes last: its last measurement makes an attempt finished.
+        preview_if_due(
+            self.task,
+            self.recipe,
+            self.attempt,
+            self.state.step,
+            lease=self.lease,
+            tracker=self.tracker,
+            is_told_to_stop=self._is_told_to_stop,
+        )
+        measure_if_due(self.task, self.recipe, self.attempt, self.state.step, lease=self.lease, tracker=self.tracker)
+
+    def _is_told_to_stop(self, failed: bool) -> bool:
+        """Return whether any rank failed or was asked to stop; collective over all ranks."""
+        _, can_go_on, stopped = self._agree(torch.full((), math.nan if failed else 0.0, device=self.device))
+        return stopped is not None or not can_go_on
 
     def _loader_positions(self) -> list[dict[str, Any]]:
         """Return the position of each data-parallel rank's loader, in their order; collective over all ranks."""
@@ -373,65 +388,6 @@ class _Trainer:
         if row["step"] % self.recipe.logging.console_every == 0 or row["step"] == last_step:
             self.show(row["step"], console_text(row, median(self.recent_step_s) * (last_step - row["step"])))
 
-    def _preview_if_due(self) -> None:
-        # Before the held-out loss, whose last measurement makes an attempt finished.
-        step, config = self.state.step, self.recipe.previews
-        if not is_due(step, config, last_step=self.recipe.training.max_iter):
-            return
-        made = [self.is_main and is_made(self.attempt, step)]
-        dist.broadcast_object_list(made, src=0)
-        if made[0]:
-            return
-        self._check_lease()
-        mark("preview", step)
-
-        def ends(failed: bool) -> bool:
-            mark("preview", step)
-            self._check_lease()
-            _, can_go_on, stopped = self._agree(torch.full((), math.nan if failed else 0.0, device=self.device))
-            return stopped is not None or not can_go_on
-
-        make_preview(self.task, config, self.attempt, step, is_main=self.is_main, ends=ends, tracker=self.tracker)
-
-    def _validate_if_due(self) -> None:
-        step = self.state.step
-        if step % self.recipe.validation.every and step != self.recipe.training.max_iter:
-            return
-        mark("held-out loss", step)
-        path = self.attempt / VALIDATION_FILE
-        present = [self.is_main and self._is_measured(path)]
-        dist.broadcast_object_list(present, src=0)
-        if present[0]:
-            return
-        started = time.monotonic()
-        with torch.no_grad():
-            rows = self.task.validate()
-        check_finite(rows, step)
-        if not self.is_main or not rows:
-            return
-        self._check_lease()
-        # Some of them may be there: noise levels and clips of a recipe may change.
-        replace_rows(
-            path,
-            [
-                {"step": step, "sigma": row.sigma, "clip_id": row.clip_id, "control": row.control, "loss": row.loss}
-                for row in rows
-            ],
-            keys=("step", "sigma", "clip_id", "control"),
-        )
-        means = {
-            f"held_out/{control}": mean(losses)
-            for control in ("own", "other")
-            if (losses := [row.loss for row in rows if row.control == control])
-        }
-        self.tracker.log(means, step)
-        text = ", ".join(f"{name} control {value:.4f}" for name, value in means.items())
-        logger.info("held-out loss at step %d: %s (%.1f s)", step, text, time.monotonic() - started)
-
     def _check_lease(self) -> None:
         if self.lease is not None:
             self.lease.check()
-
-    def _is_measured(self, path: Path) -> bool:
-        sigmas, clip_ids = self.recipe.validation.sigmas, self.task.measured_clip_ids
-        return is_measured(read_rows(path), self.state.step, sigmas=sigmas, clip_ids=clip_ids)
