@@ -149,7 +149,8 @@ def test_drawing_leaves_generators_gradients_and_weights_alone(tiny_world: Path,
 def train_in_this_process(root: Path, run: Path, previews: dict[str, Any]) -> Path:
     recipe = tiny_recipe(previews=previews, training={"max_iter": 3}, saving={"every": 3})
     folders = {"datasets": root / "datasets", "checkpoints": root / "checkpoints"}
-    assert run_training(recipe, run, build_task, has_overrides=False, manifest=None, **folders) == 0
+    options = {"has_overrides": False, "manifest": None, "preflight_only": False}
+    assert run_training(recipe, run, build_task, **options, **folders) == 0
     (attempt,) = (run / "attempts").iterdir()
     return attempt
 
