@@ -22,9 +22,10 @@ from worldtune.recipe.schema import Recipe
 from worldtune.training.run import run_training
 from worldtune.training.task import Sample
 from worldtune.transfer1.batch import ClipDataset
-from worldtune.transfer1.drawing import GAP_PIXELS, draw_run
+from worldtune.transfer1.drawing import draw_run
 from worldtune.transfer1.export import export_run
 from worldtune.transfer1.objective import draw_kept_hints
+from worldtune.transfer1.pictures import GAP_PIXELS
 from worldtune.transfer1.task import Transfer1Task, build_task
 
 ORDINALS = range(12)
