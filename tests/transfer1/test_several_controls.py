@@ -9,7 +9,7 @@ import pytest
 import torch
 from largest_check import assert_largest_is_like_samples
 from PIL import Image
-from tiny_world import CONTROL, tiny_inputs, tiny_recipe
+from tiny_world import CONTROL, held_out_rows, tiny_inputs, tiny_recipe
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -22,9 +22,10 @@ from worldtune.recipe.schema import Recipe
 from worldtune.training.run import run_training
 from worldtune.training.task import Sample
 from worldtune.transfer1.batch import ClipDataset
-from worldtune.transfer1.drawing import GAP_PIXELS, draw_run
+from worldtune.transfer1.drawing import draw_run
 from worldtune.transfer1.export import export_run
 from worldtune.transfer1.objective import draw_kept_hints
+from worldtune.transfer1.pictures import GAP_PIXELS
 from worldtune.transfer1.task import Transfer1Task, build_task
 
 ORDINALS = range(12)
@@ -122,7 +123,7 @@ def test_a_dropped_control_is_the_latents_of_mid_grey(tiny_world: Path, rate: fl
 @pytest.mark.usefixtures("own_process_group")
 def test_measurements_drop_nothing(tiny_world: Path) -> None:
     always, never = (
-        task_of(tiny_world, two_controls(objective={"hint_dropout_rate": rate})).validate() for rate in (1.0, 0.0)
+        held_out_rows(task_of(tiny_world, two_controls(objective={"hint_dropout_rate": rate}))) for rate in (1.0, 0.0)
     )
     assert always == never
     assert {row.control for row in always} == {"own", "other"}

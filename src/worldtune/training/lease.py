@@ -1,9 +1,9 @@
 """One writer a folder, such as an attempt: a file that names the holder and carries its heartbeat.
 
 A holder that is killed leaves the file behind. Another job takes it over at once where it can see that the process is
-gone (same boot of the same host, Linux), else when it has seen the same heartbeat for too long; it goes by its own clock, since those of two
-hosts may differ. A holder that was cut off for so long finds another token in the file and must write nothing any more:
-`Lease.check` says so before everything that is written.
+gone (same boot of the same host, Linux), else when it has seen the same heartbeat for too long; it goes by its own
+clock, since those of two hosts may differ. A holder that was cut off for so long finds another token in the file and
+must write nothing any more: `Lease.check` says so before everything that is written.
 """
 
 import fcntl

@@ -351,8 +351,10 @@ class _Writer(dcp.FileSystemWriter):
 
 def _cause(path: Path, error: BaseException) -> BaseException:
     """Return what a failed save or load is to be reported as; a full disk is a TemporaryError."""
-    # CheckpointException is no Exception, so that nothing would name what went wrong; its text is all ranks' tracebacks.
-    failures = [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    # CheckpointException is no Exception, so that nothing would say what went wrong; its text is all ranks' tracebacks.
+    failures = [error]
+    if isinstance(error, CheckpointException):
+        failures = [failure for failure, _ in error.failures.values()]
     for failure in failures:
         if isinstance(failure, TemporaryError):
             return failure
