@@ -73,9 +73,9 @@ def test_main_memory_and_disk_are_checked_too() -> None:
     text = problems_of(recipe, free_disk_bytes=40 * GIB)
     assert re.search(r"the 8 processes of a node need about \d+\.\d GiB of main memory", text)
     assert "expected at most 80 (cluster.mem_gb_per_gpu for each). Raise it, lower data.num_workers" in text
-    assert re.search(r"results/mine has 40\.0 GiB free; .*saving\.keep_last = 2.* need 49\.9\.", text)
+    assert re.search(r"results/mine has 40\.0 GiB free; .*saving\.keep_last = 2.* need 44\.9\.", text)
     kept = load("edge_posttrain", "saving.keep_every=1000")
-    assert "need 49.9." not in problems_of(kept, free_disk_bytes=40 * GIB)
+    assert "need 44.9." not in problems_of(kept, free_disk_bytes=40 * GIB)
     assert "saving.keep_every = 1000" in problems_of(kept, free_disk_bytes=60 * GIB)
 
 

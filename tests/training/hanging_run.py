@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -77,7 +78,7 @@ class HangingTask(ToyTask):
             dist.all_reduce(torch.zeros(1), group=self.group)
         return super().training_loss(batch)
 
-    def validate(self) -> list[ValidationRow]:
+    def validate(self) -> Iterator[Sequence[ValidationRow]]:
         if self.is_long and dist.get_rank() == 0:
             ended = time.monotonic() + LONG_SECONDS
             while time.monotonic() < ended:

@@ -65,6 +65,32 @@ def test_other_host_is_trusted_until_its_heartbeat_has_not_changed_for_long(
     second.release()
 
 
+@pytest.mark.parametrize("other", [{"boot": "of another machine"}, {"host": "elsewhere"}])
+def test_a_host_of_the_same_name_is_another_one(tmp_path: Path, other: dict[str, str]) -> None:
+    first = Lease(tmp_path, heartbeat_s=60)
+    assert first.try_acquire() is None
+    path = tmp_path / "lease.json"
+    # A process of the other host, of which nothing can be seen here.
+    path.write_text(json.dumps(json.loads(path.read_text()) | other | {"pid": 2**22 + 1}))
+    assert Lease(tmp_path).try_acquire() is not None
+    first.check()
+    first.release()
+
+
+def test_without_proc_the_heartbeat_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "_process_start", lambda _pid: None)
+    killed = Lease(tmp_path, heartbeat_s=60)
+    assert killed.try_acquire() is None
+    now = 0.0
+    monkeypatch.setattr(lease_module, "time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+    second = Lease(tmp_path, heartbeat_s=60)
+    assert second.try_acquire() is not None
+    now += 61
+    assert second.try_acquire() is None
+    second.release()
+    killed.release()
+
+
 def test_a_folder_that_is_kept_free_is_taken_only_afterwards(tmp_path: Path) -> None:
     folder, lease = tmp_path / "attempt", Lease(tmp_path / "attempt")
     folder.mkdir()

@@ -195,3 +195,15 @@ def test_the_prediction_counts_steps_measurements_and_jobs() -> None:
     rest = predict(recipe, timing(), from_step=1800, num_clips=3)
     assert (rest["from_step"], rest["to_step"], rest["training_h"]) == (1800, 3600, pytest.approx(5.0))
     assert rest["validation_h"] == pytest.approx(3 * 12 * 1.0 / 3600)
+    assert rest["previews_h"] == 0
+
+
+def test_the_prediction_counts_previews() -> None:
+    previews = {"every": 1000, "num_clips": 2, "guidances": [0.0, 3.0, 7.0], "num_steps": 20}
+    recipe = toy_recipe(training__max_iter=3600, validation__every=3600, previews=previews)
+    found = predict(recipe, timing(), from_step=0, num_clips=3)
+    # At 0, 1000, 2000, 3000 and 3600: 21 passes without guidance, 42 with each of two.
+    assert found["previews_h"] == pytest.approx(5 * 2 * (21 + 2 * 42) * 1.0 / 3600)
+    hours = found["training_h"] + found["validation_h"] + found["previews_h"]
+    assert found["hours"] == pytest.approx(hours)
+    assert predict(recipe, timing(), from_step=0, num_clips=0)["previews_h"] == 0

@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,10 @@ def test_the_record_says_which_column_is_what(tmp_path: Path) -> None:
 
 def test_a_killed_run_makes_no_preview_twice(tmp_path: Path) -> None:
     recipe = toy_recipe(previews={"every": 4})
-    # Sample 21 is in the sixth step; the newest checkpoint is that of step 3, before the preview of step 4.
-    assert run(tmp_path, recipe, {0: {"21": "kill"}}) == [-signal.SIGKILL]
+    # Sample 25 is in the seventh step. The save of step 6 has waited for that of step 3, before the preview of step 4,
+    # which is made the newest.
+    assert run(tmp_path, recipe, {0: {"25": "kill"}}) == [-signal.SIGKILL]
+    shutil.rmtree(tmp_path / "checkpoints" / folder_name(6), ignore_errors=True)
     assert steps_with_previews(tmp_path) == [0, 4]
     rows = read_rows(tmp_path / "previews.jsonl")
     times = {step: (tmp_path / "previews" / folder_name(step) / "clip0.mp4").stat().st_mtime_ns for step in (0, 4)}

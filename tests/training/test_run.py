@@ -2,7 +2,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_attempt_with_its_name(
 ) -> None:
     rows = [ValidationRow(sigma=0.5, clip_id="clip0", control="own", loss=1.0)]
     rows.append(ValidationRow(sigma=2.0, clip_id="clip1", control="other", loss=loss))
-    monkeypatch.setattr(ToyTask, "validate", lambda _task: rows)
+    monkeypatch.setattr(ToyTask, "validate", lambda _task: iter([rows]))
     with pytest.raises(WorldtuneError, match=rf"is {loss} at step 0, .*clip1 at sigma = 2 with another clip's control"):
         job(toy_recipe())
     torch.distributed.destroy_process_group()
@@ -339,6 +339,31 @@ def test_a_signal_while_the_model_is_built_leaves_no_time_for_measurements(
     (attempt,) = job.attempts()
     assert not (attempt / "validation.jsonl").exists()
     assert not (attempt / "metrics.jsonl").exists()
+
+
+def test_a_stop_waits_for_no_measurement(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate, measured = ToyTask.validate, []
+
+    def signalled_validate(task: ToyTask) -> Iterator[Sequence[ValidationRow]]:
+        for rows in validate(task):
+            measured.append(rows[0].clip_id)
+            if len(measured) == 3:
+                signal.raise_signal(signal.SIGTERM)
+            yield rows
+
+    monkeypatch.setattr(ToyTask, "validate", signalled_validate)
+    # Steps 3 and 6 are saved, and the measurements of steps 0 and 4 are due.
+    recipe = toy_recipe(validation__max_clips=2)
+    assert job(recipe) == EXIT_STOPPED
+    (attempt,) = job.attempts()
+    assert measured == ["clip0", "clip1", "clip0"]
+    assert len(read_rows(attempt / "metrics.jsonl")) == 4
+    assert 4 in complete_steps(attempt / "checkpoints")
+    assert {row["step"] for row in read_rows(attempt / "validation.jsonl")} == {0}
+    assert job(recipe) == 0
+    assert [row["step"] for row in read_rows(attempt / "metrics.jsonl")] == list(range(1, 9))
+    found = [(row["step"], row["clip_id"]) for row in read_rows(attempt / "validation.jsonl")]
+    assert found == [(step, clip_id) for step in (0, 4, 8) for clip_id in ("clip0", "clip1")]
 
 
 def test_wandb_run_has_the_name_of_the_attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

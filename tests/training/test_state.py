@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -85,15 +87,95 @@ def test_torn_checkpoints_are_removed(tmp_path: Path, single_mesh: DeviceMesh) -
     advance(state, steps=1)
     good = store(tmp_path).save(state)
     shutil.copytree(good, tmp_path / "step_000000002.partial")
-    shutil.copytree(good, tmp_path / "step_000000003")
-    (tmp_path / "step_000000003" / "state.json").unlink()
-    short = tmp_path / "step_000000004"
-    shutil.copytree(good, short)
-    shard = next(short.glob("*.distcp"))
-    shard.write_bytes(shard.read_bytes()[:-1])
+    shutil.copytree(good, tmp_path / "step_000000003.doomed")
     assert complete_steps(tmp_path) == [1]
     assert store(tmp_path).resume(new_state()) is not None
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000001"]
+
+
+@pytest.mark.parametrize("harm", ["no record", "no numbers", "no text", "no part", "short part"])
+def test_what_was_whole_once_is_kept_aside_where_it_is_damaged(
+    tmp_path: Path, single_mesh: DeviceMesh, harm: str
+) -> None:
+    state = new_state()
+    advance(state, steps=1)
+    store(tmp_path).save(state)
+    advance(state, steps=1)
+    newest = store(tmp_path).save(state)
+    damage(newest, harm)
+    assert complete_steps(tmp_path) == [1]
+    resumed = new_state()
+    assert store(tmp_path).resume(resumed) is not None
+    assert resumed.step == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged_step_000000002", "step_000000001"]
+
+
+def damage(checkpoint: Path, harm: str) -> None:
+    record, part = checkpoint / "state.json", next(checkpoint.glob("*.distcp"))
+    if harm == "no record":
+        record.unlink()
+    elif harm == "no numbers":
+        record.write_text("[1]")
+    elif harm == "no text":
+        record.write_bytes(b"\xff" * 9)
+    elif harm == "no part":
+        part.unlink()
+    elif harm == "short part":
+        part.write_bytes(part.read_bytes()[:-1])
+    else:
+        content = bytearray(part.read_bytes())
+        content[len(content) // 2] ^= 1
+        part.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("harm", ["another bit", "short part"])
+def test_a_run_does_not_start_over_where_its_only_checkpoint_is_damaged(
+    tmp_path: Path, single_mesh: DeviceMesh, harm: str
+) -> None:
+    state = new_state()
+    advance(state, steps=1)
+    damage(store(tmp_path).save(state), harm)
+    # Nor in a retry.
+    for _ in range(2):
+        with pytest.raises(WorldtuneError, match=r"all checkpoints are damaged \(damaged_step_000000001\)"):
+            store(tmp_path).resume(new_state())
+    shutil.rmtree(tmp_path / "damaged_step_000000001")
+    assert store(tmp_path).resume(new_state()) is None
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
+    tmp_path: Path, single_mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = new_state()
+    store(tmp_path, keep_last=1).save(state)
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+
+    with monkeypatch.context() as patch:
+        # What a network file system says where another process reads a file of it.
+        patch.setattr(shutil, "rmtree", busy)
+        advance(state, steps=1)
+        store(tmp_path, keep_last=1).save(state)
+        assert "step_000000000.doomed cannot be removed now" in caplog.text
+        assert store(tmp_path, keep_last=1).resume(new_state()) is not None
+    assert complete_steps(tmp_path) == [1]
+    assert store(tmp_path, keep_last=1).resume(new_state()) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000001"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ValueError("of no use")])
+def test_a_save_that_fails_otherwise_says_why(
+    tmp_path: Path, single_mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_path: Path) -> str:
+        raise error
+
+    monkeypatch.setattr("worldtune.training.store.sha256_file", fail)
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        store(tmp_path).save(new_state())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_to_resume(tmp_path: Path, single_mesh: DeviceMesh) -> None:

@@ -201,13 +201,13 @@ class ToyTask:
                 os.kill(os.getpid(), signal.Signals[event])
         return LossOutput(loss=loss, edm_loss=loss.detach(), num_tokens=len(x))
 
-    def validate(self) -> list[ValidationRow]:
+    def validate(self) -> Iterator[Sequence[ValidationRow]]:
         total = sum(parameter.float().sum().item() for parameter in self.trainable.frozen.parameters())
-        return [
-            ValidationRow(sigma=sigma, clip_id=clip_id, control="own", loss=sigma * total**2)
-            for sigma in self.recipe.validation.sigmas
-            for clip_id in self.measured_clip_ids
-        ]
+        for clip_id in self.measured_clip_ids:
+            yield [
+                ValidationRow(sigma=sigma, clip_id=clip_id, control="own", loss=sigma * total**2)
+                for sigma in self.recipe.validation.sigmas
+            ]
 
     def preview(self) -> Iterator[Sequence[ToyDrawn]]:
         previews = self.recipe.previews

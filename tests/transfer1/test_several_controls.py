@@ -9,7 +9,7 @@ import pytest
 import torch
 from largest_check import assert_largest_is_like_samples
 from PIL import Image
-from tiny_world import CONTROL, tiny_inputs, tiny_recipe
+from tiny_world import CONTROL, held_out_rows, tiny_inputs, tiny_recipe
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -123,7 +123,7 @@ def test_a_dropped_control_is_the_latents_of_mid_grey(tiny_world: Path, rate: fl
 @pytest.mark.usefixtures("own_process_group")
 def test_measurements_drop_nothing(tiny_world: Path) -> None:
     always, never = (
-        task_of(tiny_world, two_controls(objective={"hint_dropout_rate": rate})).validate() for rate in (1.0, 0.0)
+        held_out_rows(task_of(tiny_world, two_controls(objective={"hint_dropout_rate": rate}))) for rate in (1.0, 0.0)
     )
     assert always == never
     assert {row.control for row in always} == {"own", "other"}

@@ -1,5 +1,6 @@
 """Everything that a Transfer1 run reads, as small as it gets: clips, controls, texts, tokenizer, split checkpoints."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from worldtune.media.video import write_video
 from worldtune.recipe.network import NetworkConfig
 from worldtune.recipe.schema import Recipe
 from worldtune.training.inputs import Inputs, find_inputs
+from worldtune.training.task import ValidationRow
 from worldtune.transfer1.control import ControlNetwork
 from worldtune.transfer1.loading import initialise
 from worldtune.transfer1.logvar import LogVariance
 from worldtune.transfer1.network import BaseNetwork
+from worldtune.transfer1.task import Transfer1Task
 
 FPS = 24.0
 NUM_FRAMES = 20
@@ -167,3 +170,9 @@ def make_dataset(root: Path, num_frames: int = NUM_FRAMES) -> None:
             "splits": {"train": 3, "held_out": 3},
         },
     )
+
+
+def held_out_rows(task: Transfer1Task) -> list[ValidationRow]:
+    """Measure all held-out clips; sorted as the trainer's record is."""
+    rows = itertools.chain.from_iterable(task.validate())
+    return sorted(rows, key=lambda row: (row.clip_id, row.sigma, row.control))

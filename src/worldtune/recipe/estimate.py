@@ -43,7 +43,8 @@ def estimate(recipe: Recipe) -> Estimate:
     tokens = num_tokens(recipe)
     weight_bytes = 2 if recipe.training.precision == "bfloat16" else 4
     starts = base + (control if recipe.checkpoints.start else 0)
-    state = control * (weight_bytes + ADAM_BYTES + EMA_BYTES * len(recipe.ema.rates))
+    # Without the live weights, which are the rounded masters.
+    state = control * (ADAM_BYTES + EMA_BYTES * len(recipe.ema.rates))
     # Averaged and raw weights as safetensors, and the average in the original's format.
     export = 3 * control * weight_bytes
     return Estimate(

@@ -1,9 +1,9 @@
 """One writer a folder, such as an attempt: a file that names the holder and carries its heartbeat.
 
 A holder that is killed leaves the file behind. Another job takes it over at once where it can see that the process is
-gone (same host), else when it has seen the same heartbeat for too long; it goes by its own clock, since those of two
-hosts may differ. A holder that was cut off for so long finds another token in the file and must write nothing any more:
-`Lease.check` says so before everything that is written.
+gone (same boot of the same host, Linux), else when it has seen the same heartbeat for too long; it goes by its own
+clock, since those of two hosts may differ. A holder that was cut off for so long finds another token in the file and
+must write nothing any more: `Lease.check` says so before everything that is written.
 """
 
 import fcntl
@@ -42,6 +42,7 @@ class Lease:
         self._me: dict[str, Any] = {
             "token": uuid.uuid4().hex,
             "host": socket.gethostname(),
+            "boot": _boot(),
             "pid_namespace": _pid_namespace(),
             "pid": os.getpid(),
             "process_start": _process_start(os.getpid()),
@@ -107,7 +108,10 @@ class Lease:
         write_json(self._path, {**self._me, "heartbeat": time.time()})
 
     def _alive(self, holder: Mapping[str, Any]) -> bool:
-        if (holder.get("host"), holder.get("pid_namespace")) == (self._me["host"], self._me["pid_namespace"]):
+        # Host names need not differ (localhost), and the first namespace has the same number everywhere.
+        sees_holder = all(holder.get(key) == self._me[key] for key in ("host", "boot", "pid_namespace"))
+        # Without /proc nothing is known of any process.
+        if sees_holder and self._me["process_start"] is not None:
             return _process_start(int(holder["pid"])) == holder["process_start"]
         seen = (holder["token"], holder["heartbeat"])
         if seen != self._seen:
@@ -173,6 +177,11 @@ def _pid_namespace() -> str | None:
     # Two containers of one host may have equal host names, but cannot see each other's processes.
     path = Path("/proc/self/ns/pid")
     return os.readlink(path) if path.exists() else None
+
+
+def _boot() -> str | None:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 def _process_start(pid: int) -> str | None:

@@ -17,7 +17,7 @@ from worldtune.training.held_out import check_finite, is_measured
 from worldtune.training.lease import Lease
 from worldtune.training.metrics import VALIDATION_FILE, Tracker, read_rows, replace_rows
 from worldtune.training.previews import is_due, is_made, make_preview
-from worldtune.training.task import Task
+from worldtune.training.task import Task, ValidationRow
 from worldtune.training.whereabouts import mark
 
 logger = logging.getLogger(__name__)
@@ -68,9 +68,18 @@ def preview_if_due(
 
 
 def measure_if_due(
-    task: Task, recipe: Recipe, attempt: Path, step: int, *, lease: Lease | None, tracker: Tracker
+    task: Task,
+    recipe: Recipe,
+    attempt: Path,
+    step: int,
+    *,
+    lease: Lease | None,
+    tracker: Tracker,
+    is_told_to_stop: Callable[[bool], bool],
 ) -> None:
     """Measure the held-out loss of a step, if the recipe wants it and it is not known. Collective over all ranks.
+
+    What was measured of a step at which the run stops is dropped; the next start measures it.
 
     Args:
         task: it measures.
@@ -79,6 +88,7 @@ def measure_if_due(
         step: completed optimizer steps.
         lease: on rank 0, the right to write into `attempt`.
         tracker: is shown the means; used on rank 0.
+        is_told_to_stop: see `preview_if_due`.
 
     Raises:
         WorldtuneError: a loss is not finite.
@@ -94,8 +104,14 @@ def measure_if_due(
     if present[0]:
         return
     started = time.monotonic()
+    rows: list[ValidationRow] = []
     with torch.no_grad():
-        rows = task.validate()
+        for some in task.validate():
+            mark("held-out loss", step)
+            rows += some
+            if is_told_to_stop(False):
+                return
+    rows.sort(key=lambda row: (row.clip_id, row.sigma, row.control))
     check_finite(rows, step)
     if not is_main or not rows:
         return

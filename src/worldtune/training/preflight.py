@@ -34,7 +34,7 @@ from worldtune.training.random import seed_default_generators
 from worldtune.training.state import TrainState
 from worldtune.training.task import Batch, Task
 
-VERSION = 1
+VERSION = 2
 FORMAT = 1
 PREFLIGHT = "preflight.json"
 TIMED_STEPS = 2
@@ -189,10 +189,12 @@ class Preflight:
         mfu = f", {record['mfu']:.1%} MFU" if record["mfu"] else ""
         logger.info(
             "preflight: %s tokens at the largest shape, %.2f s/step after %.1f s for the first%s, peak %.1f%s GiB; "
-            "steps %d to %d would take %.2f h at this shape and measurements %.2f h, in jobs of %d minutes: %d (%s)",
+            "steps %d to %d would take %.2f h at this shape, measurements and previews %.2f h, in jobs of %d minutes: "
+            "%d (%s)",
             *(f"{record['largest_batch']['tokens']:,}", seconds["step"], seconds["first_step"], mfu),
             *(memory["peak"], of_device),
-            *(predicted["from_step"], predicted["to_step"], predicted["training_h"], predicted["validation_h"]),
+            *(predicted["from_step"], predicted["to_step"], predicted["training_h"]),
+            predicted["validation_h"] + predicted["previews_h"],
             *(self._recipe.cluster.runtime_minutes, predicted["jobs"], self._path),
         )
         if memory["device"] and memory["peak"] + memory["outside"] > NEARLY_FULL * memory["device"]:
@@ -259,8 +261,8 @@ def _time_steps(
 def predict(recipe: Recipe, timing: Timing, *, from_step: int, num_clips: int) -> dict[str, Any]:
     """Return how long training will take if every batch has the largest shape.
 
-    Measurements are counted as forward passes. Reading videos, which loaders do beside the steps, and saving, which
-    goes on beside them, are not in it.
+    Measurements and previews are counted as forward passes. Reading videos, which loaders do beside the steps, saving,
+    which goes on beside them, and decoding previews are not in it.
 
     Args:
         recipe: the resolved recipe.
@@ -269,24 +271,41 @@ def predict(recipe: Recipe, timing: Timing, *, from_step: int, num_clips: int) -
         num_clips: held-out clips that are measured.
 
     Returns:
-        The steps that it is for, `training_h`, `validation_h` and `hours`, `jobs`: how many of the time limit
-        cluster.runtime_minutes that is, and `left_out`.
+        The steps that it is for, `training_h`, `validation_h`, `previews_h` and `hours`, `jobs`: how many of the time
+        limit cluster.runtime_minutes that is, and `left_out`.
     """
     last = recipe.training.max_iter
-    due = sum(1 for step in range(from_step, last) if step % recipe.validation.every == 0) + 1
+    due = _times(recipe.validation.every, from_step, last)
     passes = num_clips * len(recipe.validation.sigmas) * CONTROLS_MEASURED
     # Ranks share the clips, unless weights are sharded over them.
     ranks = recipe.parallel.data if recipe.parallel.shard == "nothing" else 1
     samples = recipe.training.micro_batch_size * recipe.training.gradient_accumulation
     training_s = (last - from_step) * timing.step_s
-    validation_s = due * math.ceil(passes / ranks) * timing.forward_s / samples
+    forward_s = timing.forward_s / samples
+    validation_s = due * math.ceil(passes / ranks) * forward_s
+    previews_s = _times(recipe.previews.every, from_step, last) * _preview_passes(recipe, num_clips, ranks) * forward_s
+    all_s = training_s + validation_s + previews_s
     job_s = max(60.0, recipe.cluster.runtime_minutes * 60.0 - recipe.cluster.save_seconds)
     return {
         "from_step": from_step,
         "to_step": last,
         "training_h": training_s / 3600,
         "validation_h": validation_s / 3600,
-        "hours": (training_s + validation_s) / 3600,
-        "jobs": math.ceil((training_s + validation_s) / job_s),
-        "left_out": "starting jobs; reading and saving, as far as steps wait for them",
+        "previews_h": previews_s / 3600,
+        "hours": all_s / 3600,
+        "jobs": math.ceil(all_s / job_s),
+        "left_out": "starting jobs; decoding previews; reading and saving, as far as steps wait for them",
     }
+
+
+def _times(every: int, from_step: int, last: int) -> int:
+    """Return how often something is due at multiples of a step number and behind the last step; 0 is never."""
+    return sum(1 for step in range(from_step, last) if step % every == 0) + 1 if every else 0
+
+
+def _preview_passes(recipe: Recipe, num_clips: int, ranks: int) -> int:
+    """Return the forward passes of one preview, one after the other; none without held-out clips."""
+    previews = recipe.previews
+    rounds = math.ceil(previews.num_clips / ranks) if num_clips else 0
+    # Guidance takes a second one, without the text.
+    return rounds * sum((previews.num_steps + 1) * (2 if guidance else 1) for guidance in previews.guidances)

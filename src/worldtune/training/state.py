@@ -93,16 +93,29 @@ def folder_name(step: int) -> str:
 
 def complete_steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in `folder` that are whole, in no order."""
-    names = [path.name for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return [int(name.removeprefix(PREFIX)) for name in names if _is_whole(folder / name)]
+    return [_step_of(path) for path in _published(folder) if _is_whole(path)]
+
+
+def damaged_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder` that have lost a file, or a part of one, since they were whole."""
+    return [path for path in _published(folder) if not _is_whole(path)]
 
 
 def remove_torn(folder: Path) -> None:
     """Remove what a process that was killed left of checkpoints in the making or in removal."""
     for path in sorted(folder.glob(f"{PREFIX}*")):
-        if not _is_whole(path):
+        if path.name.endswith((PARTIAL, DOOMED)):
             logger.warning("removing %s, which is incomplete", path)
             remove_checkpoint(path)
+
+
+def _published(folder: Path) -> list[Path]:
+    """Return the folders that were given a checkpoint's name, which only whole ones are."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit())
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix(PREFIX))
 
 
 def read_weights(checkpoint: Path, ema_rate: float | None) -> dict[str, Tensor]:
@@ -143,20 +156,24 @@ def _is_whole(path: Path) -> bool:
     if not path.name.removeprefix(PREFIX).isdigit() or not (path / STATE_FILE).is_file():
         return False
     try:
-        sizes = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["sizes"]
-    except (json.JSONDecodeError, KeyError):
+        sizes = dict(json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["sizes"])
+    except (ValueError, TypeError, KeyError):
         return False
     files = {name: path / name for name in sizes}
     return all(file.is_file() and file.stat().st_size == sizes[name] for name, file in files.items())
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, or what is left of one."""
+    """Remove a checkpoint, or what is left of one; what cannot be removed is left for the next start."""
     # Renamed first: a folder that is half removed must not pass for a checkpoint.
     doomed = path if path.name.endswith((PARTIAL, DOOMED)) else path.with_name(path.name + DOOMED)
-    if doomed != path:
-        os.rename(path, doomed)
-    shutil.rmtree(doomed)
+    try:
+        if doomed != path:
+            os.rename(path, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        # A network file system keeps a file that somebody reads, such as an export. No run ends for that.
+        logger.warning("%s cannot be removed now: %s", doomed, error)
 
 
 def sync_folder(path: Path) -> None:

@@ -32,6 +32,7 @@ from worldtune.training.state import (
     STATE_FILE,
     TrainState,
     complete_steps,
+    damaged_checkpoints,
     folder_name,
     remove_checkpoint,
     remove_torn,
@@ -84,22 +85,26 @@ class CheckpointStore:
     def resume(self, state: TrainState) -> dict[str, Any] | None:
         """Load the newest sound checkpoint into `state`.
 
-        Torn ones are removed. Damaged ones, whose bytes are not those that were written, are renamed and passed over.
+        Torn ones are removed. Damaged ones, whose bytes are not those that were written, are renamed and passed over,
+        but a run never starts over because of them.
 
         Returns:
             What `begin` was given as `extra`, or None where there is no checkpoint.
 
         Raises:
-            WorldtuneError: the checkpoint belongs to something else.
+            WorldtuneError: the checkpoint belongs to something else, or all that there are have been damaged.
         """
         if self._is_main:
             remove_torn(self._folder)
+            for path in damaged_checkpoints(self._folder):
+                self._set_aside(path, f"{STATE_FILE}, or a file that it names, is not there as it was written")
         while True:
             found: list[int | None] = [None]
             if self._is_main:
                 found = [max(complete_steps(self._folder), default=None)]
             dist.broadcast_object_list(found, src=0, group=self._group)
             if found[0] is None:
+                self._check_none_is_lost()
                 return None
             path = self._folder / folder_name(found[0])
             record = read_json(path / STATE_FILE)
@@ -108,17 +113,31 @@ class CheckpointStore:
             if not damaged:
                 break
             if self._is_main:
-                aside = path.with_name(f"{DAMAGED}{path.name}")
-                logger.warning(
-                    "%s is damaged: %s. It is kept as %s; the checkpoint before it is taken.",
-                    *(path, "; ".join(damaged), aside.name),
-                )
-                shutil.rmtree(aside, ignore_errors=True)
-                os.rename(path, aside)
+                self._set_aside(path, "; ".join(damaged))
             dist.barrier(group=self._group)
-        dcp.load(state.tensors(), storage_reader=dcp.FileSystemReader(path), process_group=self._group)
+        try:
+            dcp.load(state.tensors(), storage_reader=dcp.FileSystemReader(path), process_group=self._group)
+        except CheckpointException as error:
+            raise _cause(path, error) from error
         state.set_numbers(record)
         return dict(record.get("extra", {}))
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        aside = path.with_name(f"{DAMAGED}{path.name}")
+        logger.warning("%s is damaged: %s. It is kept as %s and passed over.", path, why, aside.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(path, aside)
+
+    def _check_none_is_lost(self) -> None:
+        """Refuse to train from step 0 on, and to forget the record, where there were checkpoints; all ranks alike."""
+        found = [sorted(path.name for path in self._folder.glob(f"{DAMAGED}*"))] if self._is_main else [[]]
+        dist.broadcast_object_list(found, src=0, group=self._group)
+        if found[0]:
+            raise WorldtuneError(
+                f"{self._folder}: all checkpoints are damaged ({', '.join(found[0])}), and none is whole. Put back a "
+                "copy if there is one, under its name step_..., or delete them to train from the first step on. Raise "
+                "saving.keep_last to have one more to fall back on."
+            )
 
     def _check_belongs(self, path: Path, record: Mapping[str, Any]) -> None:
         found = record.get("about", {})
@@ -227,10 +246,7 @@ class CheckpointStore:
                     self._lease.check()
                 # On a disk that is full it would lie there until the next start.
                 shutil.rmtree(pending.partial, ignore_errors=True)
-            cause = _named_cause(pending.path, error)
-            if cause is None:
-                raise
-            raise cause from error
+            raise _cause(pending.path, error) from error
         self._pending = None
 
     def close(self, timeout_s: float) -> None:
@@ -333,14 +349,16 @@ class _Writer(dcp.FileSystemWriter):
         logger.info("saved step %d, %.2f GiB, in %.1f s", self._record["step"], size, time.monotonic() - self._started)
 
 
-def _named_cause(path: Path, error: BaseException) -> TemporaryError | None:
-    """Return what a failed save is to be reported as, or None where a retry may not mend it."""
-    # CheckpointException is no Exception, so that nothing else would name the file; its text is all ranks' tracebacks.
-    failures = [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
+def _cause(path: Path, error: BaseException) -> BaseException:
+    """Return what a failed save or load is to be reported as; a full disk is a TemporaryError."""
+    # CheckpointException is no Exception, so that nothing would say what went wrong; its text is all ranks' tracebacks.
+    failures = [error]
+    if isinstance(error, CheckpointException):
+        failures = [failure for failure, _ in error.failures.values()]
     for failure in failures:
         if isinstance(failure, TemporaryError):
             return failure
         number = disk_error_number(failure)
         if number is not None:
             return TemporaryError(f"{path}: {os.strerror(number)}. {ADVICE[number]}")
-    return None
+    return failures[0]

@@ -146,8 +146,11 @@ class Task(Protocol):
         """Return the loss of a prepared micro-batch, with its graph. Collective over the tensor ranks."""
         ...
 
-    def validate(self) -> list[ValidationRow]:
-        """Measure the held-out loss at fixed noise. Collective over all ranks; every rank returns all rows."""
+    def validate(self) -> Iterator[Sequence[ValidationRow]]:
+        """Measure the held-out loss at fixed noise, a few clips at each step of the iterator.
+
+        Each step is collective over all ranks, which make equally many and are given all of its rows.
+        """
         ...
 
     def preview(self) -> Iterator[Sequence[DrawnClip]]:

@@ -208,39 +208,54 @@ class _Trainer:
                 return TrainResult(step=first_step, new_steps=0, stopped=None)
         stopped = self._agree(torch.zeros(0, device=self.device))[2]
         if stopped is None:
-            self._look_if_due()
+            stopped = self._look_if_due()
         with step_progress("step", last_step, done=first_step, is_shown=self.is_main) as self.show:
             while self.state.step < last_step and stopped is None:
                 stopped = self._step()
                 is_last = self.state.step == last_step or stopped is not None
                 if self.state.step % self.recipe.saving.every == 0 or is_last:
-                    mark("saving", self.state.step)
-                    self.store.begin(self.state, {LOADERS: self._loader_positions()})
+                    self._save()
                 # A stop has no time for it; the next start makes up for what is due.
                 if stopped is None:
-                    self._look_if_due()
+                    stopped = self._look_if_due()
+                    if stopped is not None:
+                        self._save()
         mark("writing the last checkpoint")
         self.store.finish()
         return TrainResult(step=self.state.step, new_steps=self.state.step - first_step, stopped=stopped)
 
-    def _look_if_due(self) -> None:
-        """Draw previews and measure the held-out loss where the present step is one for it."""
-        # The held-out loss comes last: its last measurement makes an attempt finished.
-        preview_if_due(
-            self.task,
-            self.recipe,
-            self.attempt,
-            self.state.step,
-            lease=self.lease,
-            tracker=self.tracker,
-            is_told_to_stop=self._is_told_to_stop,
-        )
-        measure_if_due(self.task, self.recipe, self.attempt, self.state.step, lease=self.lease, tracker=self.tracker)
+    def _save(self) -> None:
+        """Begin to save the present step, unless it is saved."""
+        mark("saving", self.state.step)
+        self.store.begin(self.state, {LOADERS: self._loader_positions()})
 
-    def _is_told_to_stop(self, failed: bool) -> bool:
-        """Return whether any rank failed or was asked to stop; collective over all ranks."""
-        _, can_go_on, stopped = self._agree(torch.full((), math.nan if failed else 0.0, device=self.device))
-        return stopped is not None or not can_go_on
+    def _look_if_due(self) -> str | None:
+        """Draw previews and measure the held-out loss where the present step is one for it.
+
+        Returns:
+            Why to stop at this step, where a rank was asked to meanwhile, or None.
+        """
+        stopped: str | None = None
+
+        def is_told_to_stop(failed: bool) -> bool:
+            nonlocal stopped
+            measured = torch.full((), math.nan if failed else 0.0, device=self.device)
+            _, can_go_on, stopped = self._agree(measured)
+            return stopped is not None or not can_go_on
+
+        # The held-out loss comes last: its last measurement makes an attempt finished.
+        for look in (preview_if_due, measure_if_due):
+            if stopped is None:
+                look(
+                    self.task,
+                    self.recipe,
+                    self.attempt,
+                    self.state.step,
+                    lease=self.lease,
+                    tracker=self.tracker,
+                    is_told_to_stop=is_told_to_stop,
+                )
+        return stopped
 
     def _loader_positions(self) -> list[dict[str, Any]]:
         """Return the position of each data-parallel rank's loader, in their order; collective over all ranks."""

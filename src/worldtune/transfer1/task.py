@@ -267,22 +267,24 @@ class Transfer1Task:
         return len(latents) * frames * height * width
 
     @torch.no_grad()
-    def validate(self) -> list[ValidationRow]:
+    def validate(self) -> Iterator[Sequence[ValidationRow]]:
         """Measure the weighted squared error on held-out clips: fixed noise, text given, no more frames than always.
 
         Each clip is measured with its own control and, under the same noise, with that of the next held-out clip of its
-        size. Data-parallel ranks share the clips unless weights are sharded over them; all ranks return all rows.
+        size. Data-parallel ranks have clips of their own unless weights are sharded over them.
         """
         clips = self.dataset.measured_clips
         others = other_clips(clips)
         data_rank, num_data = self._share_of_clips()
-        mine = clips[data_rank::num_data]
-        rows = [row for clip in progress(mine, "held-out clips") for row in self._measure(clip, others[clip.clip_id])]
-        if num_data > 1:
-            gathered: list[list[ValidationRow]] = [[] for _ in range(num_data)]
-            dist.all_gather_object(gathered, rows, group=self.mesh.data.get_group())
-            rows = list(itertools.chain.from_iterable(gathered))
-        return sorted(rows, key=lambda row: (row.clip_id, row.sigma, row.control))
+        for first in progress(range(0, len(clips), num_data), "held-out clips"):
+            together = clips[first : first + num_data]
+            clip = together[data_rank] if data_rank < len(together) else None
+            rows = self._measure(clip, others[clip.clip_id]) if clip is not None else []
+            if num_data > 1:
+                gathered: list[list[ValidationRow]] = [[] for _ in range(num_data)]
+                dist.all_gather_object(gathered, rows, group=self.mesh.data.get_group())
+                rows = list(itertools.chain.from_iterable(gathered))
+            yield rows
 
     def preview(self) -> Iterator[Sequence[DrawnLatents]]:
         """Draw held-out clips with the present weights, as many at a step as there are data-parallel ranks.
