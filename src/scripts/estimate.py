@@ -24,7 +24,14 @@ def main() -> None:
     check_fingerprint(args.expect, capacity_values(recipe), str(recipe_path(args.run)))
     folder = next(path for path in args.output.absolute().parents if path.is_dir())
     free = shutil.disk_usage(folder).free
-    write_json(args.output, capacity_report(recipe, free_disk_bytes=free, results=str(args.output.parent)))
+    # Those of one attempt: another one's make no room.
+    held = max((bytes_below(path) for path in args.output.parent.glob("attempts/*/checkpoints")), default=0)
+    report = capacity_report(recipe, free_disk_bytes=free, held_bytes=held, results=str(args.output.parent))
+    write_json(args.output, report)
+
+
+def bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_resume import run
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from trainer_toy import toy_recipe, train_toy
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.checks import check_recipe
 from worldtune.recipe.schema import Recipe
 from worldtune.training.gradients import parameter_groups
-from worldtune.training.health import DATA_WAIT_STEPS, STARTING_STEPS, WARN_EVERY_STEPS, DataWait
+from worldtune.training.health import DATA_WAIT_STEPS, STARTING_STEPS, WARN_EVERY_STEPS, Agreement, DataWait, agree
 from worldtune.training.metrics import read_rows
 
 TWO_RANKS = {"parallel__data": 2, "training__gradient_accumulation": 1}
@@ -199,3 +201,9 @@ def test_groups_are_children_and_the_parts_of_lists_and_dicts() -> None:
     groups = parameter_groups(network, [name for name, _ in network.named_parameters()])
     assert groups["blocks.block0.0.weight"] == "blocks.block0"
     assert set(groups.values()) == {"blocks.block0", "out", "stack.0", "stack.1"}
+
+
+def test_what_all_ranks_use_is_the_largest(single_mesh: DeviceMesh) -> None:
+    agreement = agree(torch.tensor([1.0, 2.0]), [0.0, 0.5], torch.tensor(3.5))
+    assert agreement == Agreement(measured=[1.0, 2.0], is_finite=True, largest=[0.0, 0.5], shared=3.5)
+    assert not agree(torch.tensor([float("nan")]), [0.0], torch.tensor(float("inf"))).is_finite

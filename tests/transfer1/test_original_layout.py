@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from worldtune.common.files import read_json
 from worldtune.parallel.axes import shard, split_dim
 from worldtune.parallel.mesh import build_mesh
 from worldtune.training.state import folder_name, read_weights
+from worldtune.transfer1 import original_layout
 from worldtune.transfer1.original_layout import find_attempt, write_original_layout
 from worldtune.transfer1.task import build_task
 
@@ -81,3 +83,19 @@ def test_what_is_missing_is_named(trained_run: Path, tiny_world: Path, tmp_path:
     with pytest.raises(WorldtuneError, match="cannot be cut into 3 equal pieces"):
         write_original_layout(attempt, tmp_path, step=2, degree=3, checkpoints_dir=tiny_world / "checkpoints")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_goes_while_it_is_read(
+    trained_run: Path, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = tmp_path / "attempt"
+    shutil.copytree(find_attempt(trained_run, None), attempt)
+    checkpoint = attempt / "checkpoints" / folder_name(2)
+
+    def removed_by_the_run(path: Path, rate: float | None) -> dict[str, torch.Tensor]:
+        shutil.rmtree(checkpoint)
+        return read_weights(path, rate)
+
+    monkeypatch.setattr(original_layout, "read_weights", removed_by_the_run)
+    with pytest.raises(WorldtuneError, match=r"step_000000002 (was removed while|is no whole checkpoint)"):
+        write_original_layout(attempt, tmp_path, step=None, degree=2, checkpoints_dir=tiny_world / "checkpoints")

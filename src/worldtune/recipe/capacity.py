@@ -28,18 +28,23 @@ def capacity_values(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def capacity_report(recipe: Recipe, *, free_disk_bytes: int, results: str) -> dict[str, Any]:
+def capacity_report(recipe: Recipe, *, free_disk_bytes: int, held_bytes: int, results: str) -> dict[str, Any]:
     """Return what a recipe needs beside what there is, as JSON values in GiB.
 
     Args:
         recipe: the resolved recipe.
         free_disk_bytes: what is free where the run's checkpoints and its export will lie.
+        held_bytes: what the run's own checkpoints take there already; they make room for its new ones.
         results: name of that place, for the message.
 
     Raises:
         WorldtuneError: it does not fit a GPU, a node or the disk; the message names the keys that change it.
     """
-    problems = [*_gpu_problems(recipe), *_host_problems(recipe), *_disk_problems(recipe, free_disk_bytes, results)]
+    problems = [
+        *_gpu_problems(recipe),
+        *_host_problems(recipe),
+        *_disk_problems(recipe, free_disk_bytes + held_bytes, results),
+    ]
     if problems:
         raise WorldtuneError("The recipe does not fit:\n  " + "\n  ".join(problems))
     need = estimate(recipe)
@@ -56,6 +61,7 @@ def capacity_report(recipe: Recipe, *, free_disk_bytes: int, results: str) -> di
         "disk_gib": {
             "checkpoints_and_export": round(need.attempt_bytes / GIB, 4),
             "free": round(free_disk_bytes / GIB, 4),
+            "held_by_this_run": round(held_bytes / GIB, 4),
         },
     }
 
@@ -122,7 +128,8 @@ def _disk_problems(recipe: Recipe, free_bytes: int, results: str) -> Iterator[st
         return
     saving = recipe.saving
     yield (
-        f"{results} has {free_bytes / GIB:.1f} GiB free; the run's checkpoints (saving.keep_last = {saving.keep_last}, "
-        f"saving.keep_every = {saving.keep_every}, and one that is being written) and its export need "
-        f"{need / GIB:.1f}. Free some space (`make prune` shows old attempts), or lower saving.keep_last."
+        f"{results} has {free_bytes / GIB:.1f} GiB free, the run's own checkpoints included; its checkpoints "
+        f"(saving.keep_last = {saving.keep_last}, saving.keep_every = {saving.keep_every}, and one that is being "
+        f"written) and export need {need / GIB:.1f}. Free some space (`make prune` shows old attempts), or lower "
+        "saving.keep_last."
     )

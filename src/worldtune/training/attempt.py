@@ -15,6 +15,7 @@ stop               made by a person: the run stops after its step, and starts ag
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -37,7 +38,7 @@ import yaml
 
 import worldtune
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import digest, read_json, write_json
+from worldtune.common.files import digest, write_json
 from worldtune.recipe.schema import Recipe
 from worldtune.training.config import CONFIG_FILE, config_text, write_config
 from worldtune.training.errors import TemporaryError
@@ -225,9 +226,11 @@ def refuse_fatal(attempt: Attempt) -> None:
     A record of other circumstances is moved aside. To try again under the same ones, delete `fatal.json`.
     """
     path = attempt.folder / FATAL
-    if not path.exists():
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        # Or another rank has just set it aside.
         return
-    record = read_json(path)
     if record.get("circumstances") == attempt.circumstances():
         raise WorldtuneError(
             f"an earlier try of this attempt failed at {record['time']} in a way that a retry cannot mend, and recipe, "

@@ -35,9 +35,11 @@ class Agreement:
     """Whether all values of all ranks are finite."""
     largest: list[float]
     """The largest of each flag over all ranks."""
+    shared: float
+    """The largest of `shared` over all ranks."""
 
 
-def agree(measured: Tensor, flags: Sequence[float]) -> Agreement:
+def agree(measured: Tensor, flags: Sequence[float], shared: Tensor | None = None) -> Agreement:
     """Bring a step's numbers to the host, and what all ranks must decide alike. Collective over all ranks.
 
     Everything goes in one exchange and one wait for the device, which has nothing to do before the host knows them.
@@ -45,14 +47,19 @@ def agree(measured: Tensor, flags: Sequence[float]) -> Agreement:
     Args:
         measured: losses and gradient norms, float32 of any shape, or none.
         flags: finite numbers of this rank, equally many on all ranks.
+        shared: float32 [], a number that ranks may have with other roundings and must use with the same one; 0 where
+            there is none.
     """
     # Filled on the device: to send them there, the host would wait a first time.
     sent = [torch.full((), flag, dtype=torch.float32, device=measured.device) for flag in flags]
-    shared = torch.stack([(~torch.isfinite(measured)).any().float(), *sent])
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    values = torch.cat([measured.flatten(), shared]).tolist()
-    not_finite, *largest = values[measured.numel() :]
-    return Agreement(measured=values[: measured.numel()], is_finite=not not_finite, largest=largest)
+    alike = measured.new_zeros(()) if shared is None else shared.nan_to_num()
+    exchanged = torch.stack([(~torch.isfinite(measured)).any().float(), alike, *sent])
+    dist.all_reduce(exchanged, op=dist.ReduceOp.MAX)
+    values = torch.cat([measured.flatten(), exchanged]).tolist()
+    not_finite, largest_shared, *largest = values[measured.numel() :]
+    return Agreement(
+        measured=values[: measured.numel()], is_finite=not not_finite, largest=largest, shared=largest_shared
+    )
 
 
 def check_first_loss(edm_loss: float, clip_ids: Sequence[str], config: Health) -> None:

@@ -56,7 +56,16 @@ def failure_reason(failures: Mapping[int, ProcessFailure]) -> str:
     if recorded:
         first = min(recorded, key=lambda error: int(error["extraInfo"].get("time_ns", 0)))
         # One that was killed may be why the others failed, or may have hung because of them.
-        return "; ".join([str(first["message"]), *ended.values()])
+        killed = sorted(
+            rank for rank, failure in failures.items() if rank in ended and failure.exitcode == -signal.SIGKILL
+        )
+        told = [text for rank, text in ended.items() if rank not in killed]
+        if killed:
+            told.append(
+                f"SIGKILL has ended {'rank' if len(killed) == 1 else 'ranks'} {', '.join(map(str, killed))}: torchrun, "
+                "since they waited for the one that failed, or a kernel that was out of memory (`dmesg`)"
+            )
+        return "; ".join([str(first["message"]), *told])
     rank = min(ended or failures)
     return _how_it_ended(rank, failures[rank])
 

@@ -155,8 +155,8 @@ def _train(
     tracker: Tracker = NullTracker()
     if lease is not None:
         set_fatal_aside(attempt)
-        record_start(attempt, device=device, world_size=recipe.world_size)
         if not preflight_only:
+            record_start(attempt, device=device, world_size=recipe.world_size)
             tracker = _tracker(attempt)
     try:
         mark("building the model")

@@ -27,6 +27,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json, sha256_file, write_json
 from worldtune.training.errors import TemporaryError
 from worldtune.training.lease import Lease
+from worldtune.training.main_rank import on_main_rank
 from worldtune.training.state import (
     PARTIAL,
     STATE_FILE,
@@ -193,12 +194,16 @@ class CheckpointStore:
         self.finish()
         path = self._folder / folder_name(state.step)
         partial = path.with_name(path.name + PARTIAL)
-        exists = [path.exists()]
-        if self._is_main and not exists[0]:
-            self.check_space(state.num_bytes(), count=1)
+        num_bytes = state.num_bytes()
+
+        def is_there() -> bool:
+            if path.exists():
+                return True
+            self.check_space(num_bytes, count=1)
             shutil.rmtree(partial, ignore_errors=True)
-        dist.broadcast_object_list(exists, src=0, group=self._group)
-        if exists[0]:
+            return False
+
+        if on_main_rank(is_there, self._group):
             return path
         record = {"format": FORMAT, "torch": torch.__version__, "about": self._about, "extra": dict(extra or {})}
         publish = functools.partial(self._publish, partial, path, state.step)

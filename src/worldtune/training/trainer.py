@@ -20,6 +20,7 @@ from worldtune.parallel.mesh import Mesh
 from worldtune.recipe.schema import Recipe
 from worldtune.training.data import BatchReader, Prefetcher
 from worldtune.training.ema import PowerEma
+from worldtune.training.errors import TemporaryError
 from worldtune.training.gradients import (
     GradientAccumulator,
     check_replicas,
@@ -31,6 +32,7 @@ from worldtune.training.health import DataWait, SkippedSteps, agree, check_first
 from worldtune.training.launch_info import note_resume
 from worldtune.training.lease import Lease
 from worldtune.training.looks import measure_if_due, preview_if_due
+from worldtune.training.main_rank import on_main_rank
 from worldtune.training.metrics import (
     METRICS_FILE,
     SKIPPED_FILE,
@@ -240,7 +242,7 @@ class _Trainer:
         def is_told_to_stop(failed: bool) -> bool:
             nonlocal stopped
             measured = torch.full((), math.nan if failed else 0.0, device=self.device)
-            _, can_go_on, stopped = self._agree(measured)
+            _, can_go_on, stopped, _ = self._agree(measured)
             return stopped is not None or not can_go_on
 
         # The held-out loss comes last: its last measurement makes an attempt finished.
@@ -274,24 +276,26 @@ class _Trainer:
                 f"{self.attempt} has gone on to step {self.state.step}, beyond training.max_iter = "
                 f"{self.recipe.training.max_iter}. Raise max_iter, or delete the later checkpoints in {CHECKPOINTS}/."
             )
-        if self.is_main:
-            saving = self.recipe.saving
-            # The newest one is complete before an old one goes.
-            self.store.check_space(self.state.num_bytes(), count=1 if resumed else saving.keep_last + 1)
-            self._check_lease()
-            repeated = cut_rows(self.attempt / METRICS_FILE, self.state.step)
-            for name in (VALIDATION_FILE, SKIPPED_FILE):
-                cut_rows(self.attempt / name, self.state.step)
-            note_resume(self.attempt, start_step=self.state.step, repeated_steps=repeated)
-            logger.info(
-                "%s at step %d of %d; %d steps after it are repeated; a checkpoint has %.2f GiB",
-                "resuming" if resumed else "starting",
-                self.state.step,
-                self.recipe.training.max_iter,
-                repeated,
-                self.state.num_bytes() / 2**30,
-            )
+        if self.preflight is None or not self.preflight.only:
+            num_bytes = self.state.num_bytes()
+            on_main_rank(lambda: self._go_on_with_records(is_resumed=resumed, num_bytes=num_bytes))
         return self.state.step
+
+    def _go_on_with_records(self, *, is_resumed: bool, num_bytes: int) -> None:
+        """Cut from the attempt's records, on rank 0, what is made again."""
+        step = self.state.step
+        # The newest checkpoint is complete before an old one goes.
+        self.store.check_space(num_bytes, count=1 if is_resumed else self.recipe.saving.keep_last + 1)
+        self._check_lease()
+        repeated = cut_rows(self.attempt / METRICS_FILE, step)
+        for name in (VALIDATION_FILE, SKIPPED_FILE):
+            cut_rows(self.attempt / name, step)
+        note_resume(self.attempt, start_step=step, repeated_steps=repeated)
+        logger.info(
+            "%s at step %d of %d; %d steps after it are repeated; a checkpoint has %.2f GiB",
+            "resuming" if is_resumed else "starting",
+            *(step, self.recipe.training.max_iter, repeated, num_bytes / 2**30),
+        )
 
     def _step(self) -> str | None:
         """Make one optimizer step; returns why to stop after it, or None."""
@@ -335,8 +339,9 @@ class _Trainer:
     def _measure(self, batch: StepBatch, gradients: Mapping[str, Tensor]) -> StepNumbers:
         """Bring the step's numbers to the host, and agree with all ranks on what follows from them."""
         norms = gradient_norms(gradients, self.parameters, self.mesh, self.groups)
-        values, is_finite, stopped = self._agree(torch.cat([batch.totals, norms]))
-        loss, edm_loss, tokens, flop, grad_norm, *group_norms = values
+        # Copies of a weight on several ranks would drift apart, were each clipped by its own rank's norm.
+        values, is_finite, stopped, grad_norm = self._agree(torch.cat([batch.totals, norms]), norms[0])
+        loss, edm_loss, tokens, flop, _, *group_norms = values
         names = sorted(set(self.groups.values()))
         return StepNumbers(
             loss=loss,
@@ -385,15 +390,23 @@ class _Trainer:
             work = [work[0] + output.num_tokens, work[1] + output.flop]
         return gather_batch(torch.stack(losses), clip_ids, work, layout=self.layout, mesh=self.mesh)
 
-    def _agree(self, measured: Tensor) -> tuple[list[float], bool, str | None]:
-        """Return this rank's values, whether all ranks' are finite, and why to stop if any rank was asked to."""
+    def _agree(self, measured: Tensor, shared: Tensor | None = None) -> tuple[list[float], bool, str | None, float]:
+        """Return this rank's values, whether all ranks' are finite, why to stop if any rank was asked to, and `shared`.
+
+        See `worldtune.training.health.agree`.
+        """
         reason = self.stop.reason()
-        agreement = agree(measured, [float(reason is not None), float(self.store.failed()), self.own_data_wait])
+        flags = [float(reason is not None), float(self.store.failed()), self.own_data_wait]
+        agreement = agree(measured, flags, shared)
         stop, failed, data_wait = agreement.largest
         if failed:
             self.store.finish()
+            raise TemporaryError(
+                f"{self.attempt / CHECKPOINTS}: another rank could not write its part of a checkpoint."
+            )
         self.longest_data_wait = data_wait
-        return agreement.measured, agreement.is_finite, (reason or "a signal to another rank") if stop else None
+        why = (reason or "a signal to another rank") if stop else None
+        return agreement.measured, agreement.is_finite, why, agreement.shared
 
     def _record(self, row: Row) -> None:
         self._check_lease()

@@ -19,6 +19,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from worldtune.checkpoint.splitting import shard_name
 from worldtune.common.disk import disk_errors_named
@@ -56,6 +57,18 @@ def write_original_layout(
     """
     recipe = _recipe(attempt)
     checkpoint = _checkpoint(attempt, step)
+    try:
+        return _write(checkpoint, recipe, output_dir, degree=degree, checkpoints_dir=checkpoints_dir)
+    except (FileNotFoundError, CheckpointException) as error:
+        if checkpoint.exists():
+            raise
+        raise WorldtuneError(
+            f"{checkpoint} was removed while it was read: the run has gone on and keeps the newest ones alone "
+            "(saving.keep_last). Run the same command again, or stop the run meanwhile."
+        ) from error
+
+
+def _write(checkpoint: Path, recipe: Recipe, output_dir: Path, *, degree: int, checkpoints_dir: Path) -> Path:
     state = read_json(checkpoint / STATE_FILE)
     split = split_file(recipe.checkpoints.base, recipe.parallel.tensor, checkpoints_dir)
     check_base(split, {"checkpoints": {"base": {"sha256": state["about"]["base_sha256"]}}})
