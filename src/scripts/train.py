@@ -58,7 +58,11 @@ def main() -> None:
 
         dataset_of(path.stem, recipe, load_datasets(config_path()))
         print(config_text(recipe))
-        print(f"# written to {write_config(recipe, run_folder)}")
+        # That of the run's folder is the recipe's, which overrides are no part of.
+        if arguments.overrides:
+            print("# not written, since values are overridden")
+        else:
+            print(f"# written to {write_config(recipe, run_folder)}")
         return
     from worldtune.training.run import run_training
     from worldtune.transfer1.task import build_task

@@ -42,7 +42,7 @@ def test_a_gpu_that_is_too_small_is_told_with_keys_that_help() -> None:
     assert needed is not None
     assert float(needed[1]) > 79
     # What it advises fits.
-    advised = re.search(r"Under \[parallel\], (.*) would need (\d+\.\d)\.", text)
+    advised = re.search(r"Under \[parallel\], (.*) would need (\d+\.\d) GiB\.", text)
     assert advised is not None
     assert float(advised[2]) <= 79
     keys = [f"parallel.{pair.replace(' ', '')}" for pair in advised[1].split(", ")]
@@ -54,7 +54,7 @@ def test_a_gpu_that_is_too_small_is_told_with_keys_that_help() -> None:
 
 def test_a_sample_that_no_recomputation_fits_asks_for_less_of_it() -> None:
     text = problems_of(load("edge_posttrain", "parallel.tensor=1", "data.num_frames=481"))
-    assert 'parallel.recompute = "everything") does not do alone: lower data.num_frames, data.resolution' in text
+    assert 'parallel.recompute = "everything") is not enough: lower data.num_frames, data.resolution' in text
 
 
 def test_the_gpus_memory_is_the_recipes_to_say() -> None:

@@ -15,6 +15,7 @@ from worldtune.training.tables import last_steps, write_tables
 ROW = {
     "step": 5,
     "loss": 0.25,
+    "edm_loss": 0.3,
     "grad_norm": 1.5,
     "learning_rate": 1e-4,
     "step_s": 2.0,
@@ -26,7 +27,8 @@ ROW = {
 
 def test_the_console_tells_the_utilization_where_it_is_known() -> None:
     assert console_text(ROW, 3725.0) == (
-        "loss 0.2500  norm 1.500  lr 1.00e-04  2.00 s/step  28,160 tokens/s  MFU 45.1%  58.2 GiB  left 1:02:05"
+        "loss 0.2500  edm_loss 0.3000  norm 1.500  lr 1.00e-04  2.00 s/step  28,160 tokens/s  MFU 45.1%  58.2 GiB  "
+        "left 1:02:05"
     )
     text = console_text({**ROW, "mfu": None, "grad_norm": None}, 5.0)
     assert "MFU" not in text

@@ -99,3 +99,19 @@ def test_a_checkpoint_that_goes_while_it_is_read(
     monkeypatch.setattr(original_layout, "read_weights", removed_by_the_run)
     with pytest.raises(WorldtuneError, match=r"step_000000002 (was removed while|is no whole checkpoint)"):
         write_original_layout(attempt, tmp_path, step=None, degree=2, checkpoints_dir=tiny_world / "checkpoints")
+
+
+def test_a_damaged_checkpoint_is_not_exported(trained_run: Path, tiny_world: Path, tmp_path: Path) -> None:
+    attempt = tmp_path / "attempt"
+    shutil.copytree(find_attempt(trained_run, None), attempt)
+    shard = next((attempt / "checkpoints" / folder_name(2)).glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.raises(WorldtuneError, match=rf"{shard.name} is damaged: its SHA-256 is"):
+        write_original_layout(attempt, tmp_path, step=None, degree=2, checkpoints_dir=tiny_world / "checkpoints")
+
+
+def test_a_run_that_is_misspelt(trained_run: Path) -> None:
+    with pytest.raises(WorldtuneError, match=r"tiny_rum has no attempt; .*results/ has tiny_run"):
+        find_attempt(trained_run.parent / "tiny_rum", None)

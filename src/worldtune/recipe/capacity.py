@@ -1,4 +1,4 @@
-"""Whether a recipe fits GPUs, nodes and disk, told before anything is downloaded or queued."""
+"""Whether a recipe fits GPUs, nodes and disk, told before it takes any of them."""
 
 import json
 from collections.abc import Iterator
@@ -55,6 +55,7 @@ def capacity_report(recipe: Recipe, *, free_disk_bytes: int, held_bytes: int, re
         "gpu_memory_gib": {
             **gpu_memory(recipe).in_gib(),
             "reserved": RESERVED_BYTES / GIB,
+            "total": round((gpu_memory(recipe).total + RESERVED_BYTES) / GIB, 4),
             "available": _gpu_limit_gib(recipe),
         },
         "node_memory_gib": {**host_memory(recipe).in_gib(), "available": _node_limit_gib(recipe)},
@@ -100,10 +101,10 @@ def _gpu_advice(recipe: Recipe, limit_gib: float) -> Iterator[str]:
         needed = (gpu_memory(changed).total + RESERVED_BYTES) / GIB
         if needed <= limit_gib:
             keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in change.items())
-            yield f"Under [parallel], {keys} would need {needed:.1f}."
+            yield f"Under [parallel], {keys} would need {needed:.1f} GiB."
             break
     else:
-        yield f'More recomputation (parallel.recompute = "everything") does not do alone: {LESS_ACTIVATIONS}.'
+        yield f'More recomputation (parallel.recompute = "everything") is not enough: {LESS_ACTIVATIONS}.'
     yield (
         "A larger parallel.tensor or parallel.context takes more GPUs and less of each; parallel.shard spreads weights "
         "over context and data ranks. For a GPU with more memory set cluster.gpu_memory_gb; 0 does not check."

@@ -59,7 +59,8 @@ def failure_reason(failures: Mapping[int, ProcessFailure]) -> str:
         killed = sorted(
             rank for rank, failure in failures.items() if rank in ended and failure.exitcode == -signal.SIGKILL
         )
-        told = [text for rank, text in ended.items() if rank not in killed]
+        stopped = [rank for rank, failure in failures.items() if failure.exitcode == EXIT_STOPPED]
+        told = [text for rank, text in ended.items() if rank not in (*killed, *stopped)]
         if killed:
             told.append(
                 f"SIGKILL has ended {'rank' if len(killed) == 1 else 'ranks'} {', '.join(map(str, killed))}: torchrun, "

@@ -105,11 +105,11 @@ def finite(value: float) -> float | None:
 def console_text(row: Row, remaining_s: float) -> str:
     """Return a step's numbers for people; MFU only where it is known."""
     minutes, seconds = divmod(round(remaining_s), 60)
-    loss, norm = (math.nan if row[key] is None else row[key] for key in ("loss", "grad_norm"))
+    loss, edm_loss, norm = (math.nan if row[key] is None else row[key] for key in ("loss", "edm_loss", "grad_norm"))
     mfu = "" if row["mfu"] is None else f"MFU {row['mfu']:.1%}  "
     return (
-        f"loss {loss:.4f}  norm {norm:.3f}  lr {row['learning_rate']:.2e}  {row['step_s']:.2f} s/step  "
-        f"{row['tokens_per_s']:,.0f} tokens/s  {mfu}{row['peak_memory_gb']:.1f} GiB  "
+        f"loss {loss:.4f}  edm_loss {edm_loss:.4f}  norm {norm:.3f}  lr {row['learning_rate']:.2e}  "
+        f"{row['step_s']:.2f} s/step  {row['tokens_per_s']:,.0f} tokens/s  {mfu}{row['peak_memory_gb']:.1f} GiB  "
         f"left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
     )
 
@@ -193,7 +193,15 @@ class WandbTracker:
         # There is nothing to resume offline: each start writes a folder, all under one id.
         resume: Literal["allow"] | None = "allow" if mode == "online" else None
         self._run = wandb.init(
-            mode=mode, project=project, name=name, id=identity, resume=resume, dir=str(folder), config=config
+            mode=mode,
+            project=project,
+            name=name,
+            id=identity,
+            resume=resume,
+            dir=str(folder),
+            config=config,
+            # Its summary would stand between the last step and how the run ended.
+            settings=wandb.Settings(quiet=True),
         )
         self._last_sent = dict(recorded) if mode == "offline" else {}
         self._is_online = mode == "online"

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json, write_json
+from worldtune.common.script import record_error
 from worldtune.parallel.mesh import Mesh, build_mesh
 from worldtune.recipe.schema import Recipe
 from worldtune.training.attempt import (
@@ -178,7 +179,9 @@ def _train(
     finally:
         tracker.finish()
     if result.stopped is not None:
-        logger.warning("stopped after step %d of %d: %s", result.step, recipe.training.max_iter, result.stopped)
+        said = f"stopped after step {result.step} of {recipe.training.max_iter}: {result.stopped}"
+        logger.warning("%s", said)
+        record_error(f"{said}. It is saved; the same command goes on from there.")
         return True
     if preflight_only:
         return False
@@ -207,7 +210,9 @@ def _acquire(lease: Lease | None, attempt: Attempt, stop: StopRequest) -> bool:
         reasons: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(reasons, stop.reason())
         if any(reasons):
-            logger.warning("not starting: %s", next(reason for reason in reasons if reason))
+            said = f"not starting: {next(reason for reason in reasons if reason)}"
+            logger.warning("%s", said)
+            record_error(said)
             return False
         holder = [lease.try_acquire() if lease is not None else None]
         dist.broadcast_object_list(holder, src=0)

@@ -21,6 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import read_json, sha256_file
 from worldtune.training.ema import PowerEma
 from worldtune.training.optimizer import MasterAdamW
 from worldtune.training.sharding import wrap_like
@@ -150,6 +151,17 @@ def read_weights(checkpoint: Path, ema_rate: float | None) -> dict[str, Tensor]:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(weights, storage_reader=reader, no_dist=True)
     return {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
+
+
+def check_files(checkpoint: Path) -> None:
+    """Raise a WorldtuneError if a file of a checkpoint is not the one that was written; reads all of them."""
+    for name, expected in read_json(checkpoint / STATE_FILE).get("sha256", {}).items():
+        found = sha256_file(checkpoint / name)
+        if found != expected:
+            raise WorldtuneError(
+                f"{checkpoint / name} is damaged: its SHA-256 is {found}, expected {expected}. Take the checkpoint of "
+                "another step; the run itself passes over this one when it starts."
+            )
 
 
 def _is_whole(path: Path) -> bool:

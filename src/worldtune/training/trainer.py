@@ -292,9 +292,9 @@ class _Trainer:
             cut_rows(self.attempt / name, step)
         note_resume(self.attempt, start_step=step, repeated_steps=repeated)
         logger.info(
-            "%s at step %d of %d; %d steps after it are repeated; a checkpoint has %.2f GiB",
-            "resuming" if is_resumed else "starting",
-            *(step, self.recipe.training.max_iter, repeated, num_bytes / 2**30),
+            "%s at step %d of %d%s; a checkpoint has %.2f GiB",
+            *("resuming" if is_resumed else "starting", step, self.recipe.training.max_iter),
+            *(f"; made again after it: {repeated}" if repeated else "", num_bytes / 2**30),
         )
 
     def _step(self) -> str | None:

@@ -29,7 +29,7 @@ from worldtune.common.progress import progress
 from worldtune.parallel.axes import shard, split_dim
 from worldtune.recipe.schema import Recipe
 from worldtune.training.config import CONFIG_FILE
-from worldtune.training.state import STATE_FILE, complete_steps, folder_name, read_weights
+from worldtune.training.state import STATE_FILE, check_files, complete_steps, folder_name, read_weights
 from worldtune.training.trainer import CHECKPOINTS
 from worldtune.transfer1.denoiser import DTYPES
 from worldtune.transfer1.export import check_base, named_weights, read_logvar, split_file
@@ -69,6 +69,7 @@ def write_original_layout(
 
 
 def _write(checkpoint: Path, recipe: Recipe, output_dir: Path, *, degree: int, checkpoints_dir: Path) -> Path:
+    check_files(checkpoint)
     state = read_json(checkpoint / STATE_FILE)
     split = split_file(recipe.checkpoints.base, recipe.parallel.tensor, checkpoints_dir)
     check_base(split, {"checkpoints": {"base": {"sha256": state["about"]["base_sha256"]}}})
@@ -98,6 +99,11 @@ def find_attempt(run_dir: Path, identity: str | None) -> Path:
         WorldtuneError: there is no such attempt, or there are several and none is named.
     """
     folders = {path.name: path for path in sorted(run_dir.glob("attempts/*")) if path.is_dir()}
+    if not folders:
+        known = sorted(path.parent.name for path in run_dir.parent.glob("*/attempts") if path.is_dir())
+        raise WorldtuneError(
+            f"{run_dir} has no attempt; {run_dir.parent}/ has {', '.join(known) or 'no trained run yet'}."
+        )
     manifest = run_dir / "manifest.json"
     if identity is None and manifest.is_file():
         identity = str(read_json(manifest)["identity"])
@@ -105,9 +111,7 @@ def find_attempt(run_dir: Path, identity: str | None) -> Path:
         return next(iter(folders.values()))
     if identity not in folders:
         wanted = "no attempt is named" if identity is None else f"there is no attempt {identity}"
-        raise WorldtuneError(
-            f"{run_dir}: {wanted}; expected --attempt with one of: {', '.join(folders) or 'none, train the run first'}."
-        )
+        raise WorldtuneError(f"{run_dir}: {wanted}; expected --attempt with one of: {', '.join(folders)}.")
     return folders[identity]
 
 
