@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 Item = TypeVar("Item")
 logger = logging.getLogger(__name__)
@@ -43,6 +42,9 @@ def step_progress(label: str, total: int, *, done: int, is_shown: bool) -> Itera
     if not (is_shown and sys.stderr.isatty()):
         yield lambda step, text: logger.info("%s %d/%d  %s", label, step, total, text)
         return
+    # Imported late: in a notebook it warns of widgets that are missing, which nobody wants to see.
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     bar_format = "{desc} {n_fmt}/{total_fmt} |{bar}| {postfix}"
     with (
         logging_redirect_tqdm(),
