@@ -21,6 +21,7 @@ The tokenizer bounds what can be reached: the true frames, encoded and decoded, 
 
 import argparse
 import csv
+import itertools
 import os
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def plot(path: Path, table: list[dict[str, Any]], bound: float) -> None:
     guidances = sorted({row["guidance"] for row in table})
     with plt.rc_context(STYLE), atomic_path(path) as temporary:
         figure, (score_axes, loss_axes) = plt.subplots(1, 2, figsize=(9, 3), dpi=100)
-        for guidance, line in zip(guidances, ("-", "--", ":", "-."), strict=False):
+        for guidance, line in zip(guidances, itertools.cycle(("-", "--", ":", "-.")), strict=False):
             chosen = [row for row in table if row["guidance"] == guidance]
             steps = [row["step"] for row in chosen]
             for name, colour, label in (

@@ -307,7 +307,7 @@ class Transfer1Task:
                     tokenizer=self.encoder.tokenizer,
                     recipe=self.recipe,
                 )
-                for clip, latents in zip(together, found if dist.get_rank() == 0 else [], strict=False)
+                for clip, latents in (zip(together, found, strict=True) if dist.get_rank() == 0 else ())
                 if latents is not None
             ]
 
