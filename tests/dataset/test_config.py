@@ -45,7 +45,7 @@ def test_all_problems_are_named_at_once():
         ({"kind": "hdvila", "num_shards": 1, "path": "videos"}, "belongs to kind 'folder'"),
         (
             HDVILA | {"controls": ["edge", "depth", "seg"]},
-            "for which depth, seg cannot be given. Let a network make them",
+            "for which depth, seg cannot be given. Let a network",
         ),
         (FOLDER | {"captions": "list.xlsx"}, r".csv or .jsonl"),
         (FOLDER | {"controls": ["edge", "edge"]}, "twice"),
