@@ -107,9 +107,38 @@ rule captions:
         " --expect {params.expect} > {log:q} 2>&1"
 
 
+rule make_captions:
+    input:
+        ingest="datasets/{dataset}/manifests/ingest/{shard}.parquet",
+        model=captioner_model,
+    output:
+        manifest="datasets/{dataset}/manifests/make_captions/{shard}.parquet",
+    log:
+        "logs/make_captions/{dataset}_{shard}.log",
+    benchmark:
+        "benchmark_records/make_captions/{dataset}_{shard}.tsv"
+    threads: 4
+    resources:
+        slurm_partition=captioner_partition,
+        slurm_account=PROJECT.cluster.account,
+        constraint=captioner_constraint,
+        slurm_extra=slurm_extra(PROJECT.cluster),
+        gres=captioner_gres,
+        mem_mb=captioner_mem_mb,
+        runtime=720,
+    params:
+        **stage_params("make_captions"),
+    shell:
+        "{PYTHON:q} src/scripts/make_captions.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
+        " --expect {params.expect} > {log:q} 2>&1"
+
+
 rule t5:
     input:
-        captions="datasets/{dataset}/manifests/captions/{shard}.parquet",
+        captions=lambda wildcards: (
+            f"datasets/{wildcards.dataset}/manifests/{caption_stage(DATASETS[wildcards.dataset])[0]}"
+            f"/{wildcards.shard}.parquet"
+        ),
         encoder=lambda wildcards: f"checkpoints/{DATASETS[wildcards.dataset].text_encoder}/files.json",
     output:
         manifest="datasets/{dataset}/manifests/t5/{shard}.parquet",
@@ -194,7 +223,7 @@ def dataset_manifests(wildcards):
     """The manifests of all shards and stages of a dataset."""
     stages = [
         "ingest",
-        "captions",
+        caption_stage(DATASETS[wildcards.dataset])[0],
         "t5",
         *(f"control-{kind}" for kind in DATASETS[wildcards.dataset].controls),
         *(["fetch_videos"] if DATASETS[wildcards.dataset].kind == "hdvila" else []),
