@@ -45,10 +45,9 @@ class ServerError(WorldtuneError):
 class _PassingError(Exception):
     """A request failed in a way that may pass."""
 
-    def __init__(self, text: str, *, is_busy: bool = False, wait_s: float = 0.0) -> None:
+    def __init__(self, text: str, *, is_busy: bool = False) -> None:
         super().__init__(text)
         self.is_busy = is_busy
-        self.wait_s = wait_s
 
 
 class ChatServer:
@@ -124,7 +123,7 @@ class ChatServer:
             except _PassingError as error:
                 last = error
             if attempt < self.retries:
-                wait_s = max(min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S), min(last.wait_s, LONGEST_WAIT_S))
+                wait_s = min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S)
                 logger.info("%s: %s; asked again in %.1f s", self.address, last, wait_s)
                 self._closing.wait(wait_s)
         if last.is_busy or not self._is_alive():
@@ -161,7 +160,7 @@ class ChatServer:
         status = response.status_code
         said = f"status {status}: {' '.join(response.text.split())[:SHOWN_CHARACTERS]}"
         if status in PASSING_STATUS:
-            raise _PassingError(said, is_busy=status in BUSY_STATUS, wait_s=_retry_after(response))
+            raise _PassingError(said, is_busy=status in BUSY_STATUS)
         if status in CLIP_STATUS:
             raise RefusedError(f"the server refuses the request: {said}")
         if status != httpx2.codes.OK:
@@ -196,12 +195,6 @@ def _passing_errors() -> Iterator[None]:
         raise _PassingError(f"no answer in time ({type(error).__name__})") from error
     except httpx2.RequestError as error:
         raise _PassingError(f"{error or 'the connection broke'} ({type(error).__name__})") from error
-
-
-def _retry_after(response: httpx2.Response) -> float:
-    """Return the seconds that a server asks to wait; 0 where it does not say."""
-    text = response.headers.get("Retry-After", "")
-    return float(text) if text.isascii() and text.isdigit() else 0.0
 
 
 def _read_answer(response: httpx2.Response) -> Answer:
