@@ -41,7 +41,8 @@ def test_patches_are_those_of_the_librarys_video_processor(model, num_frames):
     patches, grid = model._patches(clip.frames)
     video = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)[None].float() / 255 * 2 - 1
     # The method needs nothing of an instance, which would need torchvision.
-    expected, *sizes = Qwen3VLVideoProcessor.patchify(None, video, patch_size=16, merge_size=2, temporal_patch_size=2)
+    sizes = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
+    expected = Qwen3VLVideoProcessor.patchify(None, video, **sizes)[0]
     assert grid == ((num_frames + 1) // 2, 4, 6)
     assert patches.shape == expected.reshape(-1, 3 * 2 * 16 * 16).shape
     torch.testing.assert_close(patches, expected.reshape(patches.shape), atol=1e-5, rtol=0)
