@@ -268,6 +268,7 @@ def test_made_captions_reach_the_table_of_clips(asked, fake_encoder):
     validate("tiny", asked.config, datasets=asked.datasets)
     dataset = load_dataset(asked.root)
     assert [clip.source_key for clip in dataset.unusable] == []
+    assert read_json(asked.root / "dataset.json")["captions_made_by"] == ["qwen"]
     hashes = {clip.source_key: clip.caption_sha256 for clip in dataset.clips}
     assert hashes == {key: row["caption_sha256"] for key, row in rows_by_key(asked.make_captions()).items()}
     assert Counter(fake_encoder.texts) == {"A thing moves.": 2, "Its own.": 1}

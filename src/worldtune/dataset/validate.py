@@ -112,6 +112,9 @@ def validate(name: str, config: DatasetConfig, *, datasets: Path = Path("dataset
     }
     if config.views:
         summary["views"] = list(config.views)
+    makers = _caption_makers(rows, tables[caption_stage(config)[0]])
+    if makers:
+        summary["captions_made_by"] = makers
     write_json(root / "dataset.json", summary)
     return root / "dataset.json"
 
@@ -125,6 +128,12 @@ def _stages(config: DatasetConfig) -> dict[str, Columns]:
         **{control_stage(kind): CONTROL_COLUMNS for kind in config.controls},
         **({FETCH_STAGE: FETCH_COLUMNS} if config.kind == "hdvila" else {}),
     }
+
+
+def _caption_makers(rows: Iterable[Row], captions: Mapping[str, Row]) -> list[str]:
+    """Return the models that made captions of usable clips."""
+    usable = [captions[row["clip_id"]] for row in rows if row["status"] == "ok"]
+    return sorted({row["made_by"] for row in usable if row.get("made_by")})
 
 
 def _gather(root: Path, stage: str, columns: Columns, config: DatasetConfig) -> dict[str, Row]:

@@ -121,6 +121,7 @@ def _is_section(annotation: Any) -> bool:
 def _type(field: FieldInfo) -> str:
     text = getattr(field.annotation, "__name__", "") if isinstance(field.annotation, type) else str(field.annotation)
     text = re.sub(r"typing\.|annotated_types\.", "", text or str(field.annotation))
+    text = re.sub(r"worldtune(\.\w+)+", "table", text)
     text = re.sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", text)
     text = re.sub(r"Literal\[(.*?)\]", lambda match: match.group(1).replace("'", '"').replace(", ", " or "), text)
     return text.replace("|", "or")
