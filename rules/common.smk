@@ -261,6 +261,11 @@ def captioner_model(wildcards):
     return f"checkpoints/{captioner.model}/files.json"
 
 
+def captioner_threads(wildcards):
+    """Cores of a job that makes captions: two that run a model would share this machine's first GPU."""
+    return ALL_CORES if captioner_model(wildcards) else 4
+
+
 def captioner_partition(wildcards):
     """The partition of a job that makes captions; a server has GPUs of its own."""
     return partition("gpu" if captioner_model(wildcards) else "cpu")

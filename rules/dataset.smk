@@ -117,20 +117,21 @@ rule make_captions:
         "logs/make_captions/{dataset}_{shard}.log",
     benchmark:
         "benchmark_records/make_captions/{dataset}_{shard}.tsv"
-    threads: 4
+    threads: captioner_threads
     resources:
         slurm_partition=captioner_partition,
         slurm_account=PROJECT.cluster.account,
         constraint=captioner_constraint,
         slurm_extra=slurm_extra(PROJECT.cluster),
         gres=captioner_gres,
+        cpus_per_task=4,
         mem_mb=captioner_mem_mb,
         runtime=720,
     params:
         **stage_params("make_captions"),
     shell:
-        "{PYTHON:q} src/scripts/make_captions.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
-        " --expect {params.expect} > {log:q} 2>&1"
+        "({OWN_THREADS} {PYTHON:q} src/scripts/make_captions.py --dataset {wildcards.dataset:q}"
+        " --shard {wildcards.shard:q} --expect {params.expect}) > {log:q} 2>&1"
 
 
 rule t5:

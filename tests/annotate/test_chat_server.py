@@ -150,8 +150,7 @@ def test_a_busy_or_dead_server_is_no_fault_of_the_clip(service, clip):
 def test_nothing_more_is_asked_of_a_server_that_failed(service, clip):
     service.reply = replies(503)
     with ChatServer(service.address, "qwen", timeout_s=5.0, retries=0, max_frame_pixels=10_000) as server:
-        with pytest.raises(ServerError, match="status 503"):
-            server.answer([clip], QUESTION, None)
-        with pytest.raises(ServerError, match="asked no more"):
-            server.answer([clip], QUESTION, None)
+        for _ in range(2):
+            with pytest.raises(ServerError, match="status 503"):
+                server.answer([clip], QUESTION, None)
     assert len(service.requests) == 1

@@ -81,6 +81,7 @@ class ChatServer:
         self.max_frame_pixels = max_frame_pixels
         self.sends_video = sends_video
         self._closing = threading.Event()
+        self._reason = f"{self.address} is asked no more"
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         timeout = httpx2.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
         self._client = httpx2.Client(headers=headers, timeout=timeout)
@@ -117,7 +118,7 @@ class ChatServer:
             payload["response_format"] = {"type": "json_schema", "json_schema": schema}
         for attempt in range(self.retries + 1):
             if self._closing.is_set():
-                self._stop()
+                raise ServerError(self._reason)
             try:
                 return self._request(payload)
             except _PassingError as error:
@@ -179,11 +180,9 @@ class ChatServer:
 
     def _give_up(self, reason: str) -> NoReturn:
         # The other threads need not find out one by one.
+        self._reason = f"{reason}; then run the same command again: finished clips are kept."
         self._closing.set()
-        raise ServerError(f"{reason}; then run the same command again: finished clips are kept.")
-
-    def _stop(self) -> NoReturn:
-        raise ServerError(f"{self.address} is asked no more, since it failed before.")
+        raise ServerError(self._reason)
 
 
 @contextmanager

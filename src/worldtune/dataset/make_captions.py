@@ -14,8 +14,8 @@ import logging
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,20 +245,18 @@ def _ask_all(jobs: Sequence[_Job], root: Path, answerer: "Answerer", captioner: 
         for start in range(0, len(jobs), captioner.batch_size):
             yield from _ask(jobs[start : start + captioner.batch_size], root, answerer, captioner)
         return
-    pool = ThreadPoolExecutor(captioner.concurrency)
-    try:
-        futures: list[Future[list[_Made]]] = [pool.submit(_ask, [job], root, answerer, captioner) for job in jobs]
-        failure: WorldtuneError | None = None
-        for future in as_completed(futures):
+    failure: WorldtuneError | None = None
+    # Not an executor of concurrent.futures: a stopped process would wait for each answer that is on its way.
+    with ThreadPool(min(captioner.concurrency, len(jobs))) as pool:
+        results = pool.imap_unordered(lambda job: _ask([job], root, answerer, captioner), jobs)
+        for _ in jobs:
             # Answers that are on their way when the server fails are kept too.
             try:
-                yield from future.result()
+                yield from results.next()
             except WorldtuneError as error:
                 failure = failure or error
-        if failure is not None:
-            raise failure
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    if failure is not None:
+        raise failure
 
 
 def _ask(jobs: Sequence[_Job], root: Path, answerer: "Answerer", captioner: CaptionerConfig) -> list[_Made]:
