@@ -16,6 +16,7 @@ from worldtune.controls.blurs import Bilateral, Blur, Gaussian, draw_blur
 from worldtune.controls.protocol import Controlled, ControlSource, draw_integer
 from worldtune.controls.shrink import shrink, shrink_target, shrunk_size
 from worldtune.media.geometry import resize
+from worldtune.media.threads import for_each_frame
 from worldtune.recipe.schema import Control, VisControl
 
 Size = tuple[int, int]
@@ -112,16 +113,20 @@ def smaller(size_wh: tuple[int, int], divisor: int) -> tuple[int, int]:
 def begin(frames: np.ndarray, degradation: Degradation, blurs: Sequence[Blur]) -> np.ndarray:
     """Return uint8 [T, H, W, 3] shrunk, scaled down to be blurred, and blurred by `blurs`, as uint8 [T, h, w, 3]."""
     target_wh = shrink_target(frames)
-    begun = []
-    for frame in frames:
-        small = shrink(frame, target_wh)
+    smallest_wh, _ = _sizes(shrunk_size((frames.shape[2], frames.shape[1]), target_wh), degradation)
+    begun = np.empty((len(frames), smallest_wh[1], smallest_wh[0], 3), np.uint8)
+
+    def begin_frame(index: int) -> None:
+        small = shrink(frames[index], target_wh)
         if degradation.downsize_before_blur:
             small = _by_area(small, degradation.downscale)
         small = np.ascontiguousarray(_by_area(small, degradation.blur_downscale))
         for blur in blurs:
             small = blur.apply(small)
-        begun.append(small)
-    return np.stack(begun)
+        begun[index] = small
+
+    for_each_frame(begin_frame, len(frames))
+    return begun
 
 
 def degrade(frames: np.ndarray, degradation: Degradation) -> np.ndarray:
