@@ -17,13 +17,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from worldtune.controls.blurs import Bilateral, Gaussian
 from worldtune.controls.edge import Edge
 from worldtune.controls.on_device import finish
 from worldtune.controls.protocol import Controlled, ControlSource
 from worldtune.controls.shrink import shrink, shrink_target
-from worldtune.controls.vis import Degradation, StepsLeft, degrade, draw_degradation, split
+from worldtune.controls.vis import Degradation, StepsLeft, draw_degradation, smaller, split
 from worldtune.media.geometry import fit
 from worldtune.recipe.schema import Control, VisControl
 from worldtune.transfer1.hints import unfinished_hint
@@ -96,11 +97,24 @@ def edge_times(frames: np.ndarray) -> Times:
     return Times(baseline=timed(loop), loader=timed(loader), device=0.0)
 
 
+def vis_frame(frame: np.ndarray, degradation: Degradation) -> np.ndarray:
+    """Return one frame (uint8 [H, W, 3]) degraded and fitted, uint8 [Ht, Wt, 3]."""
+    small = shrink(frame, shrink_target(frame[None]))
+    height, width = small.shape[:2]
+    inner_wh = smaller((width, height), degradation.blur_downscale)
+    blurred = cv2.resize(small, inner_wh, interpolation=cv2.INTER_AREA)
+    for blur in degradation.blurs:
+        blurred = blur.apply(blurred)
+    image = Image.fromarray(cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR))
+    image = image.resize(smaller((width, height), degradation.downscale), Image.Resampling.BICUBIC)
+    hint = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))[None]
+    return fit(hint, SIZE_WH, source_wh=(frame.shape[1], frame.shape[0])).frames[0]
+
+
 def vis_times(frames: np.ndarray, degradation: Degradation, baseline_frames: int, device: torch.device) -> Times:
     """Measure the vis control at one degradation."""
     few = frames[:baseline_frames]
-    source_wh = (frames.shape[2], frames.shape[1])
-    baseline = timed(lambda: fit(degrade(few, degradation), SIZE_WH, source_wh=source_wh)) * len(frames) / len(few)
+    baseline = timed(lambda: [vis_frame(frame, degradation) for frame in few]) * len(frames) / len(few)
     sample: dict[str, torch.Tensor] = {}
 
     def loader() -> None:
