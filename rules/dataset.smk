@@ -189,7 +189,14 @@ def annotator_inputs(wildcards):
     """What an annotating job reads: the shard's clips, its networks and, where those tell what to look for, captions."""
     annotator = DATASETS[wildcards.dataset].annotate.find(wildcards.control)
     shard = f"{wildcards.dataset}/manifests/{{stage}}/{wildcards.shard}.parquet"
-    stages = ["ingest", *([caption_stage(DATASETS[wildcards.dataset])[0]] if annotator.reads_captions else [])]
+    stages = [
+        "ingest",
+        *(
+            [caption_stage(DATASETS[wildcards.dataset])[0]]
+            if annotator.reads_captions
+            else []
+        ),
+    ]
     return {
         "manifests": [f"datasets/{shard.format(stage=stage)}" for stage in stages],
         "models": [f"checkpoints/{model}/files.json" for model in annotator.models],
