@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from worldtune.annotate.answers import Answer, Question, SampledClip, Sampling
-from worldtune.checkpoint.catalogue import FILE_LIST
+from worldtune.annotate.protocol import choose_device
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import digest, read_json, sha256_file
+from worldtune.common.files import read_json
 
 MODEL_TYPE = "qwen3_vl"
 TEMPLATE_FILE = "chat_template.json"
@@ -40,22 +40,6 @@ class _Prepared:
     """Patches in time, height and width."""
 
 
-def model_sha256(folder: Path) -> str:
-    """Return a digest of the files of a model's folder, from its list of hashes where there is one.
-
-    Raises:
-        WorldtuneError: the folder is not there or empty.
-    """
-    if (folder / FILE_LIST).exists():
-        return digest(read_json(folder / FILE_LIST))
-    files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
-    if not files:
-        raise WorldtuneError(
-            f"{folder}, the captioner's model, is not there. Fetch it: `snakemake {folder}/{FILE_LIST}`."
-        )
-    return digest({path.name: sha256_file(path) for path in files})
-
-
 class VisionLanguageModel:
     """A Qwen3-VL model with its tokenizer and image processor: bfloat16 on a GPU, float32 on the CPU."""
 
@@ -70,9 +54,7 @@ class VisionLanguageModel:
         Raises:
             WorldtuneError: the folder holds another model, or lacks some of its weights.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        self.device = torch.device(choose_device(device))
         found = read_json(folder / "config.json").get("model_type")
         if found != MODEL_TYPE:
             raise WorldtuneError(

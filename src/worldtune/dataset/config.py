@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -233,9 +233,20 @@ def parse_datasets(values: Any, where: str) -> dict[str, DatasetConfig]:
 def _describe(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        table = CaptionerConfig if detail["loc"][0] == "captioner" else DatasetConfig
-        return f"{key}: there is no such key{_suggest(str(detail['loc'][-1]), table.model_fields)}"
+        *tables, name = map(str, detail["loc"])
+        return f"{key}: there is no such key{_suggest(name, _table_at(tables).model_fields)}"
     return f"{key}: {detail['msg']}" if key else str(detail["msg"])
+
+
+def _table_at(names: Iterable[str]) -> type[BaseModel]:
+    """Return the class of a table within that of a dataset."""
+    table: type[BaseModel] = DatasetConfig
+    for name in names:
+        annotation = table.model_fields[name].annotation
+        # A table that may be left out is "its class, or None".
+        parts = (annotation, *get_args(annotation))
+        table = next(part for part in parts if isinstance(part, type) and issubclass(part, BaseModel))
+    return table
 
 
 def load_datasets(path: Path) -> dict[str, DatasetConfig]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from worldtune.annotate.protocol import folder_sha256
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_text
 from worldtune.common.progress import progress
@@ -152,10 +153,7 @@ def _shared_inputs(captioner: CaptionerConfig, folder: Path | None) -> dict[str,
     inputs: dict[str, Any] = {"captioner": captioner.clip_values(), "make_captions_version": VERSION}
     if folder is None:
         return inputs
-    # Imported here: the model's libraries take seconds, and planning the workflow must not need them.
-    from worldtune.annotate.vision_language import model_sha256
-
-    return inputs | {"model_sha256": model_sha256(folder)}
+    return inputs | {"model_sha256": folder_sha256(folder)}
 
 
 def _take_given(listing: Listing, shard: str, captioner: CaptionerConfig, ledger: Ledger, label: str) -> list[Row]:
@@ -218,6 +216,7 @@ def _caption(
 def _answerer(captioner: CaptionerConfig, folder: Path | None, device: str) -> Iterator["Answerer"]:
     """Give the model or the server that a captioner asks."""
     if folder is not None:
+        # Imported here: the model's libraries take seconds, and planning the workflow must not need them.
         from worldtune.annotate.vision_language import VisionLanguageModel
 
         yield VisionLanguageModel(folder, device, max_frame_pixels=captioner.max_frame_pixels)
