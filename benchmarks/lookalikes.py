@@ -2,8 +2,8 @@
 
 python benchmarks/lookalikes.py --clips 100000
 
-Fingerprints are random, with copies that differ in up to NEAR_BITS bits. A tenth of the clips share one band of bits, as
-clips of one camera do. Status 1 where a pair is missed.
+Fingerprints are random, with copies that differ in up to NEAR_BITS bits. A tenth of the clips share one band of bits,
+as clips of one camera do. Status 1 where a pair is missed.
 """
 
 import argparse
@@ -46,6 +46,7 @@ def compare_all(codes: np.ndarray) -> np.ndarray:
 
 
 def main() -> int:
+    """Measure, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=100_000)
     count = parser.parse_args().clips

@@ -29,7 +29,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "brightness": pa.float64(),
     "motion": pa.float64(),
     "fingerprint": pa.string(),
-    "num_characters": pa.int64(),
+    "caption": pa.string(),
     "num_words": pa.int64(),
     "caption_cut": pa.bool_(),
     "looks_like": pa.string(),
@@ -71,7 +71,7 @@ def clip_details(
     if row["num_frames"] and row["fps"]:
         details["seconds"] = row["num_frames"] / row["fps"]
     if caption is not None:
-        details |= {"num_characters": len(caption), "num_words": len(caption.split())}
+        details |= {"caption": caption, "num_words": len(caption.split())}
     details["caption_cut"] = text.get("truncated")
     remarks = []
     if details["caption_cut"]:

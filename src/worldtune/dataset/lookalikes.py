@@ -17,8 +17,8 @@ from worldtune.media.looks import FINGERPRINT_BITS
 BAND_BITS = 16
 NUM_BANDS = FINGERPRINT_BITS // BAND_BITS
 NEAR_BITS = 2 * NUM_BANDS - 1
-"""Largest distance of clips that look alike, one bit in eight; what the bands find for certain. Copies that were scaled,
-encoded again, graded or cut by half a second are within it; unrelated clips are about half of all bits apart."""
+"""Largest distance of clips that look alike, one bit in eight; what the bands find for certain. Copies that were
+scaled, encoded again, graded or cut by half a second are within it; unrelated clips differ in nearly half of all."""
 PAIRS_AT_ONCE = 1 << 15
 """Pairs compared in one step, so that they stay in the processor's cache."""
 

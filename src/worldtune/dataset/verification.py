@@ -6,7 +6,7 @@ file that is still the same by these is not read again, as git does it.
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,20 +62,18 @@ def verify_files(root: Path, expected: Mapping[str, str], *, threads: int = 1) -
                 found[name] = value
             _write_record(root / RECORD, states, found)
     return {
-        name: "gone" if found[name] is None else "changed"
-        for name, sha256 in expected.items()
-        if found[name] != sha256
+        name: "gone" if found[name] is None else "changed" for name, sha256 in expected.items() if found[name] != sha256
     }
 
 
-def read_captions(root: Path, paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
+def read_captions(paths: Iterable[Path]) -> dict[Path, tuple[str, str]]:
     """Return the text of each caption file that can be read, and its SHA-256 as stage captions notes it."""
     texts = {}
     for path in paths:
         try:
-            text = (root / path).read_text(encoding="utf-8").strip()
+            text = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
-            # Told as a file that is gone or changed.
+            # The caller tells of a file that is gone.
             continue
         texts[path] = (text, hashlib.sha256(text.encode()).hexdigest())
     return texts
