@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from worldtune.common.words import count_of
@@ -172,6 +173,8 @@ STATISTICS: dict[str, str] = {
     "keypoint_people_per_frame": "people in a frame (keypoint)",
 }
 """Title of each number that is summed up."""
+WITHOUT_TOTAL = frozenset({"fps", "width", "height", "brightness", "motion", "keypoint_people_per_frame"})
+"""Numbers whose sum says nothing."""
 
 
 def statistics(rows: Sequence[Row]) -> list[Row]:
@@ -181,10 +184,8 @@ def statistics(rows: Sequence[Row]) -> list[Row]:
         rows: rows with their details.
 
     Returns:
-        A row for each number: key, title, clips, smallest, median, mean, largest, total.
+        A row for each number: key, title, clips, smallest, median, mean, largest, total (None where that says nothing).
     """
-    import numpy as np
-
     usable = [row for row in rows if row["status"] == "ok"]
     empties = [key for key in (usable[0] if usable else {}) if key.endswith("_empty_frames")]
     titles = STATISTICS | {key: f"frames that show nothing ({key.removesuffix('_empty_frames')})" for key in empties}
@@ -194,7 +195,9 @@ def statistics(rows: Sequence[Row]) -> list[Row]:
         if values.size:
             numbers = (values.min(), np.median(values), values.mean(), values.max(), values.sum())
             names = ("smallest", "median", "mean", "largest", "total")
-            rounded = {name: round(float(number), 3) for name, number in zip(names, numbers, strict=True)}
+            rounded: Row = {name: round(float(number), 3) for name, number in zip(names, numbers, strict=True)}
+            if key in WITHOUT_TOTAL:
+                rounded["total"] = None
             summed.append({"key": key, "title": title, "clips": int(values.size), **rounded})
     return summed
 

@@ -42,9 +42,9 @@ def histogram(title: str, parts: Mapping[str, Sequence[float]], colours: Mapping
     return (
         f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{html.escape(title)}'>"
         f"<text x='{LEFT}' y='13' class='title'>{html.escape(title)}</text>"
-        f"<text x='{WIDTH - LEFT}' y='13' text-anchor='end'>highest bar {highest}</text>"
         f"<line x1='{LEFT}' x2='{WIDTH - LEFT}' y1='{HEIGHT - BOTTOM}' y2='{HEIGHT - BOTTOM}'/>{''.join(bars)}"
         f"<text x='{LEFT}' y='{base}'>{low}</text>"
+        f"<text x='{WIDTH / 2}' y='{base}' text-anchor='middle'>highest bar: {highest}</text>"
         f"<text x='{WIDTH - LEFT}' y='{base}' text-anchor='end'>{high}</text></svg>"
     )
 
@@ -55,4 +55,6 @@ def bar_edges(values: np.ndarray) -> np.ndarray:
     if (values == np.round(values)).all():
         step = max(1.0, np.ceil((high - low + 1) / MOST_BARS))
         return np.arange(low - 0.5, high + step, step)
+    if high == low:
+        return np.array([low - 0.5, low + 0.5])
     return np.linspace(low, high, MOST_BARS + 1)

@@ -5,6 +5,7 @@ It is written whether the dataset is fit or not, loads nothing from elsewhere, a
 
 import html
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from worldtune.common.words import count_of
 from worldtune.dataset.clips import video_path
 from worldtune.dataset.details import STATISTICS
 from worldtune.dataset.reasons import count_reasons, label_of, mend_of, split_reasons
-from worldtune.dataset.validate import PAGE, Validation
+from worldtune.dataset.validate import FILE_ADVICE, PAGE, Validation
 from worldtune.evaluate.control_pictures import ClipPicture, clip_pictures, legend_html, source_picture
 from worldtune.evaluate.histogram import histogram
 
@@ -53,7 +54,7 @@ article p { margin: .25em 0; overflow-wrap: anywhere } .facts { color: #5a6570; 
   font-size: .9em }
 .reason { background: #f9e3e3; color: #8a1f1f } .remark { background: #fdf0dc; color: #7a4b0c }
 .pictures { display: flex; flex-wrap: wrap; gap: 10px; margin-top: .5em }
-.picture { width: 270px; font-size: .82em; color: #5a6570; overflow-wrap: anywhere }
+.picture { flex: 1 1 200px; max-width: 300px; font-size: .82em; color: #5a6570; overflow-wrap: anywhere }
 .picture img { display: block; width: 100%; background: #000 }
 .picture .none { background: #eef1f4; padding: .8em }
 .key { margin-right: .8em; white-space: nowrap }
@@ -90,11 +91,12 @@ Row = dict[str, Any]
 class _Thumbnail:
     """A picture of the page."""
 
+    name: str
+    """Of its file in validation/thumbnails/."""
     title: str
-    file: str
-    """Below validation/; empty where there is no picture."""
     legend: tuple[tuple[str, tuple[int, int, int]], ...] = ()
     problem: str = ""
+    """Why there is no such file; empty where it is there."""
 
 
 def write_page(found: Validation, *, threads: int = 1) -> Path:
@@ -140,8 +142,10 @@ def _labels(row: Row) -> list[str]:
 
 
 def _place(row: Row) -> tuple[Any, ...]:
-    """Return what clips are sorted by: the views of a scene stand together."""
-    return (row.get("scene") or row["clip_id"], row["source_key"], row["start_s"] or 0.0)
+    """Return what clips are sorted by: the views of a scene, and clips that look alike, stand together."""
+    own = row.get("scene") or row["clip_id"]
+    twin = own if row.get("scene") else min(own, row["looks_like"] or own)
+    return (twin, own, row["source_key"], row["start_s"] or 0.0)
 
 
 def _chosen(found: Validation) -> list[Row]:
@@ -171,12 +175,12 @@ def _source(found: Validation, row: Row) -> Path | None:
 def _draw(found: Validation, chosen: Sequence[Row], threads: int) -> dict[str, list[_Thumbnail]]:
     """Draw the pictures of clips that are not there yet, remove those that are no longer shown."""
     folder = found.root / "validation" / "thumbnails"
-    record = folder / "legends.json"
+    record_path = folder / "pictures.json"
     try:
-        legends = read_json(record) if record.exists() else {}
+        record = read_json(record_path) if record_path.exists() else {}
     except WorldtuneError as error:
         logger.warning("%s All pictures are drawn again.", error)
-        legends = {}
+        record = {}
     kinds = found.config.controls
 
     def work(row: Row) -> list[_Thumbnail]:
@@ -184,43 +188,51 @@ def _draw(found: Validation, chosen: Sequence[Row], threads: int) -> dict[str, l
         if source is not None:
             return [_save(source_picture(source, found.source), folder, f"{row['clip_id']}-source.jpg")]
         names = _names(row, kinds)
-        if "file changed" not in row["reason"] and all(name in legends and (folder / name).is_file() for name in names):
-            return [_kept(name, legends[name]) for name in names]
-        return [
-            _save(picture, folder, names[index])
-            for index, picture in enumerate(clip_pictures(found.root, row["clip_id"], kinds, row["num_frames"]))
-        ]
+        # What lies there may not be what the hashes say.
+        known = not any(f"file {what}" in row["reason"] for what in FILE_ADVICE)
+        if known and all(name in record and _is_there(record[name], folder / name) for name in names):
+            return [_kept(name, record[name]) for name in names]
+        pictures = clip_pictures(found.root, row["clip_id"], kinds, row["num_frames"])
+        return [_save(picture, folder, name) for picture, name in zip(pictures, names, strict=False)]
 
     with ThreadPoolExecutor(threads) as pool:
         drawn = pool.map(work, chosen)
         by_clip = {row["clip_id"]: done for row, done in zip(progress(chosen, "pictures"), drawn, strict=True)}
-    used = {Path(one.file).name: one for done in by_clip.values() for one in done if one.file}
-    write_json(record, {name: {"title": one.title, "legend": one.legend} for name, one in used.items()})
+    drawn_now = {one.name: one for done in by_clip.values() for one in done}
+    write_json(record_path, {name: _record(one) for name, one in drawn_now.items()})
     for path in folder.glob("*.jpg"):
-        if path.name not in used:
+        if path.name not in drawn_now:
             path.unlink()
     return by_clip
 
 
 def _names(row: Row, kinds: Iterable[str]) -> list[str]:
     """Return the files of a clip's pictures, which are named by content so that an old one is not taken for a new."""
-    # What lies there is not what the hashes say.
-    stale = "-stale" if "file changed" in row["reason"] else ""
     hashes = {"video": row["video_sha256"], **{kind: row[f"{kind}_sha256"] for kind in kinds}}
-    return [f"{row['clip_id']}-{kind}-{(sha256 or 'none')[:8]}{stale}.jpg" for kind, sha256 in hashes.items()]
+    return [f"{row['clip_id']}-{kind}-{(sha256 or 'none')[:8]}.jpg" for kind, sha256 in hashes.items()]
+
+
+def _record(one: _Thumbnail) -> dict[str, Any]:
+    return {"title": one.title, "legend": one.legend, "problem": one.problem}
+
+
+def _is_there(record: dict[str, Any], path: Path) -> bool:
+    return bool(record["problem"]) or path.is_file()
 
 
 def _kept(name: str, record: dict[str, Any]) -> _Thumbnail:
     legend = tuple((str(phrase), (int(r), int(g), int(b))) for phrase, (r, g, b) in record["legend"])
-    return _Thumbnail(title=str(record["title"]), file=f"thumbnails/{name}", legend=legend)
+    return _Thumbnail(name=name, title=str(record["title"]), legend=legend, problem=str(record["problem"]))
 
 
 def _save(picture: ClipPicture, folder: Path, name: str) -> _Thumbnail:
+    path = folder / name
     if picture.pixels is None:
-        return _Thumbnail(title=picture.title, file="", problem=picture.problem)
-    with atomic_path(folder / name) as temporary:
-        picture.small(THUMBNAIL_WIDTH).save(temporary, "JPEG", quality=JPEG_QUALITY)
-    return _Thumbnail(title=picture.title, file=f"thumbnails/{name}", legend=picture.legend)
+        path.unlink(missing_ok=True)
+    else:
+        with atomic_path(path) as temporary:
+            picture.small(THUMBNAIL_WIDTH).save(temporary, "JPEG", quality=JPEG_QUALITY)
+    return _Thumbnail(name=name, title=picture.title, legend=picture.legend, problem=picture.problem)
 
 
 def _head(found: Validation) -> str:
@@ -234,8 +246,8 @@ def _head(found: Validation) -> str:
     return (
         f"<h1>Dataset {html.escape(found.name)}</h1><p class='verdict{'' if fit else ' unfit'}'>"
         f"{'Fit to train on' if fit else 'Not fit to train on'}: {len(usable)} of {_many(len(counted), what)} can be "
-        f"used ({splits['train']} to train on, {splits['held_out']} held out), {len(counted) - len(usable)} cannot. At "
-        f"least {found.config.min_clips} are needed.</p><p>All clips: <a href='clips.csv'>clips.csv</a>, <a "
+        f"used ({splits['train']} to train on, {splits['held_out']} held out). At least "
+        f"{found.config.min_clips} are needed.</p><p>All clips: <a href='clips.csv'>clips.csv</a>, <a "
         f"href='clips.parquet'>clips.parquet</a>; sums: <a href='statistics.json'>statistics.json</a>.</p>"
         + (f"<ul>{remarks}</ul>" if remarks else "")
     )
@@ -249,17 +261,17 @@ def _many(count: int, what: str) -> str:
 def _reason_section(title: str, found: Validation, column: str) -> str:
     counts = count_reasons(found.table, column)
     if not counts:
-        return f"<h2>{title}</h2><p>{'All can.' if column == 'reason' else 'Nothing.'}</p>"
+        return f"<h2>{title}</h2><p>{'Every clip can be used.' if column == 'reason' else 'Nothing.'}</p>"
     rows = []
     for label, count, example in counts:
         text = html.escape(label)
         link = f"<a href='#clips' data-filter='{text}'>{text}</a>"
-        mend = html.escape(mend_of(label, found.config.controls))
+        mend = re.sub("`(.*?)`", r"<code>\1</code>", html.escape(mend_of(label, found.config.controls)))
         rows.append(
             f"<tr><td>{link}</td><td class='number'>{count}</td><td>{html.escape(example)}</td><td>{mend}</td></tr>"
         )
-    head = "<tr><th>reason</th><th class='number'>clips</th><th>for example</th><th>what to do</th></tr>"
-    return f"<h2>{title}</h2><table>{head}{''.join(rows)}</table>"
+    titles = f"<th>{column.removesuffix('s')}</th><th class='number'>clips</th><th>for example</th><th>what to do</th>"
+    return f"<h2>{title}</h2><table><tr>{titles}</tr>{''.join(rows)}</table>"
 
 
 def _figures(found: Validation) -> str:
@@ -294,11 +306,18 @@ def _statistics_table(found: Validation) -> str:
     head = "<tr><th></th>" + "".join(f"<th class='number'>{column}</th>" for column in columns) + "</tr>"
     lines = "".join(
         f"<tr><td>{html.escape(line['title'])}</td>"
-        + "".join(f"<td class='number'>{line[column]:,.6g}</td>" for column in columns)
+        + "".join(
+            f"<td class='number'>{'' if line[column] is None else format(line[column], ',.6g')}</td>"
+            for column in columns
+        )
         + "</tr>"
         for line in found.statistics
     )
     return f"<h2>Statistics of the usable clips</h2><table>{head}{lines}</table>"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.6g}"
 
 
 def _size_table(table: Iterable[Row]) -> str:
@@ -363,9 +382,9 @@ def _article(row: Row, thumbnails: Sequence[_Thumbnail]) -> str:
 
 def _picture(one: _Thumbnail) -> str:
     title = html.escape(one.title)
-    if not one.file:
+    if one.problem:
         return f"<div class='picture'>{title}<div class='none'>{html.escape(one.problem)}</div></div>"
-    image = f"<img src='{html.escape(one.file)}' alt='{title}' loading='lazy'>"
+    image = f"<img src='thumbnails/{html.escape(one.name)}' alt='{title}' loading='lazy'>"
     return f"<div class='picture'>{title}{image}{legend_html(one.legend)}</div>"
 
 

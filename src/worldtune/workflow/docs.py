@@ -16,6 +16,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_text
 from worldtune.dataset.annotators import DepthAnnotator
 from worldtune.dataset.config import DatasetConfig
+from worldtune.dataset.reasons import MENDS
 from worldtune.formats.controls import CONTROLS
 from worldtune.recipe.estimate import estimate
 from worldtune.recipe.identity import affects_by_key
@@ -70,6 +71,12 @@ video of three colours, uint8 [T, H, W, 3], which the tokenizer sees as -1 to 1.
 pixels of which the control says nothing; the network takes it for a value like any other.
 """
 
+REASONS_INTRODUCTION = """## Why a clip is not used, and what to look at
+
+The words before the colon of a reason or remark in datasets/NAME/validation/. KIND stands for the kind of a control.
+`--forcerun STAGE` is for `snakemake`, with datasets/NAME/dataset.json as its target.
+"""
+
 
 def config_readme(root: Path) -> str:
     """Return the text of config/README.md.
@@ -88,7 +95,14 @@ def config_readme(root: Path) -> str:
         assert isinstance(section, type)
         assert issubclass(section, BaseModel)
         parts += [f"### {name}\n", (section.__doc__ or "") + "\n", _table(name + ".", section, affects)]
-    parts += [CONTROLS_INTRODUCTION, _control_table(), "## Video sizes\n", _size_table()]
+    parts += [
+        CONTROLS_INTRODUCTION,
+        _control_table(),
+        REASONS_INTRODUCTION,
+        _reason_table(),
+        "## Video sizes\n",
+        _size_table(),
+    ]
     return "\n".join(parts)
 
 
@@ -117,6 +131,15 @@ def _control_table() -> str:
         # A bar would end the cell.
         cells = [str(getattr(schema, name)).replace("|", "or") for name in columns.values()]
         rows.append(f"| {' | '.join([kind, file, *cells])} |")
+    return "\n".join(rows) + "\n"
+
+
+def _reason_table() -> str:
+    rows = [
+        "| reason or remark | what to do |",
+        "|---|---|",
+        *(f"| {label} | {mend} |" for label, mend in MENDS.items()),
+    ]
     return "\n".join(rows) + "\n"
 
 
