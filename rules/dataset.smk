@@ -293,6 +293,7 @@ checkpoint validate:
         "logs/validate/{dataset}.log",
     benchmark:
         "benchmark_records/validate/{dataset}.tsv"
+    threads: 8
     resources:
         slurm_partition=partition("cpu"),
         slurm_account=PROJECT.cluster.account,
@@ -301,4 +302,5 @@ checkpoint validate:
     params:
         **stage_params("validate"),
     shell:
-        "{PYTHON:q} src/scripts/validate.py --dataset {wildcards.dataset:q} --expect {params.expect} > {log:q} 2>&1"
+        "{PYTHON:q} src/scripts/validate.py --dataset {wildcards.dataset:q} --threads {threads}"
+        " --expect {params.expect} > {log:q} 2>&1"

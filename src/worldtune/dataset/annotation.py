@@ -10,6 +10,7 @@ from worldtune.common.versions import stage_version
 from worldtune.dataset.annotators import Annotator, DepthAnnotator
 from worldtune.dataset.clips import caption_path, control_path, video_path
 from worldtune.dataset.config import DatasetConfig
+from worldtune.dataset.control_checks import check_control
 from worldtune.dataset.controls import COLUMNS, control_stage
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
@@ -132,27 +133,22 @@ class _Work:
         self._annotator = self._annotator or self._load()
         target = control_path(self._root, seen.clip_id, self._kind)
         try:
-            num_frames = self._annotator.annotate(seen, target)
-            if num_frames != seen.num_frames:
-                raise WorldtuneError(f"{num_frames} frames were annotated, the clip has {seen.num_frames}")
+            self._annotator.annotate(seen, target)
+            # As it will be read, from the first frame to the last.
+            facts = check_control(self._kind, target, clip)
         except WorldtuneError as error:
             target.unlink(missing_ok=True)
             return Outcome(row=self._row(clip, f"{self._kind} not made: {error}".replace(str(seen.video), "the clip")))
-        facts = {"num_frames": num_frames, "control_sha256": sha256_file(target)}
-        return Outcome(row=self._row(clip, "", **facts), outputs=(target,))
+        row = self._row(clip, "", **vars(facts), control_sha256=sha256_file(target))
+        return Outcome(row=row, outputs=(target,))
 
     def died(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
         return Outcome(row=self._row(argument[0], f"{self._kind} died: the process ended without a word"))
 
     def _row(self, clip: Row, reason: str, **facts: Any) -> Row:
-        row = {column: clip[column] for column in CLIP_COLUMNS} | {
-            "status": "unusable" if reason else "ok",
-            "reason": reason,
-            "video_sha256": clip["video_sha256"],
-            "num_frames": None,
-            "control_sha256": None,
-        }
-        return row | facts
+        row = dict.fromkeys(COLUMNS) | {column: clip[column] for column in CLIP_COLUMNS}
+        state = {"status": "unusable" if reason else "ok", "reason": reason, "video_sha256": clip["video_sha256"]}
+        return row | state | facts
 
 
 def _load_depth(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnnotator":

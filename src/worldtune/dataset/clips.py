@@ -18,24 +18,18 @@ import pyarrow.parquet as pq
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import digest, read_json
+from worldtune.formats.controls import CONTROLS, FILE_CONTROLS
 
 CLIP_ID_LENGTH = 16
 DATASET_FORMAT = 1
 SUMMARY = "validation/summary.txt"
 """One line on what can be used, which the workflow shows on the terminal; below the dataset's folder."""
 
-CONTROL_SUFFIXES: dict[str, str] = {
-    "edge": ".mkv",
-    "depth": ".mp4",
-    "seg": ".pickle",
-    "keypoint": ".pickle",
-    "hdmap": ".mp4",
-    "lidar": ".mp4",
-}
+CONTROL_SUFFIXES: dict[str, str] = {kind: schema.suffix or "" for kind, schema in FILE_CONTROLS.items()}
 """Kinds of control that have a file for each clip, and the file's suffix."""
-COMPUTED_CONTROLS = frozenset({"edge"})
+COMPUTED_CONTROLS = frozenset(kind for kind, schema in FILE_CONTROLS.items() if schema.origin == "computed")
 """Controls of CONTROL_SUFFIXES that are made from the video; the others are given."""
-COMPUTED_IN_TRAINING = frozenset({"vis", "upscale"})
+COMPUTED_IN_TRAINING = frozenset(CONTROLS.keys() - FILE_CONTROLS.keys())
 """Kinds of control that have no files, since each sample computes them from its frames."""
 
 Split = Literal["train", "held_out"]

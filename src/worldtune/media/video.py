@@ -30,6 +30,9 @@ RATE_TOLERANCE = 0.1
 """Largest departure of one frame's duration from the usual one, as a part of it, in a constant-rate video."""
 
 
+Watch = Callable[[int, int, av.VideoFrame], None]
+
+
 class VideoError(WorldtuneError):
     """A video file that cannot be used; the subclasses say how."""
 
@@ -248,8 +251,13 @@ def probe(path: Path) -> VideoInfo:
         )
 
 
-def check_video(path: Path) -> VideoInfo:
+def check_video(path: Path, watch: Watch | None = None) -> VideoInfo:
     """Decode every frame of a video and return its facts.
+
+    Args:
+        path: the video.
+        watch: called with the number of each frame, how many there are, and the decoded frame, so that whoever wants
+            to know more of the pixels need not decode them again.
 
     Raises:
         EmptyVideoError: 0 bytes or no frame.
@@ -276,6 +284,8 @@ def check_video(path: Path) -> VideoInfo:
                     f"{path}: frame {num_frames} is {frame.width}x{frame.height} after {info.width}x{info.height}. "
                     "Re-encode it with one size."
                 )
+            if watch is not None:
+                watch(num_frames, info.num_frames, frame)
             num_frames += 1
     if num_frames != info.num_frames:
         raise UndecodableVideoError(
