@@ -111,14 +111,14 @@ class Detector:
 
 
 def phrase_of(tokens: Sequence[str], certainties: Sequence[float], threshold: float) -> str:
-    """Return the words that name a box: those at least as certain as `threshold` in the phrase of the most certain word.
+    """Return the words that name a box: the certain ones of the phrase that has the most certain word.
 
     transformers joins the words of all phrases, and the sign of the text's end; an object has one phrase.
 
     Args:
         tokens: the prompt in BERT's pieces; "##" begins one that continues a word, periods separate phrases.
         certainties: 0 to 1, of each token.
-        threshold: a word with such a piece belongs to the phrase; so does the most certain word in any case.
+        threshold: a word with a piece at least as certain is one of them; so is the most certain word in any case.
     """
     phrases: list[list[tuple[str, float]]] = [[]]
     for token, certainty in zip(tokens, certainties, strict=True):

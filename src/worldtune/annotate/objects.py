@@ -60,7 +60,9 @@ def box_iou(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[
 
 def mask_iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return intersection over union, float64 [N, M], of masks [N, H, W] and [M, H, W]; 0 where both are empty."""
-    packed = [np.packbits(masks.reshape(len(masks), masks.shape[1] * masks.shape[2]), axis=1) for masks in (first, second)]
+    packed = [
+        np.packbits(masks.reshape(len(masks), masks.shape[1] * masks.shape[2]), axis=1) for masks in (first, second)
+    ]
     # Row by row: all pairs at once would take N times M pictures of memory.
     rows = [np.bitwise_count(packed[1] & row).sum(axis=1, dtype=np.int64) for row in packed[0]]
     shared = np.array(rows, np.float64).reshape(len(first), len(second))

@@ -1,6 +1,7 @@
 """SAM2 as the package sam2 has it: the optional extra `segmentation`. H height, W width, S side of its picture."""
 
 import contextlib
+import functools
 import pickle
 import re
 import tempfile
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from worldtune.annotate.objects import Candidate
 from worldtune.annotate.protocol import choose_device
@@ -44,7 +46,7 @@ def make_torchvision_importable() -> None:
         WorldtuneError: torchvision is not installed or cannot be used.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except ImportError as error:
         raise _not_installed(error) from error
     except RuntimeError as error:
@@ -111,7 +113,13 @@ def build_predictor(network: str, file: Path | None, device: str, overrides: Seq
         WorldtuneError: sam2 is not installed, or the file does not hold this network.
     """
     configuration = released_networks()[network]
+    import sam2.sam2_video_predictor
+    import sam2.utils.misc
     from sam2.build_sam import build_sam2_video_predictor
+
+    # A bar a walk and a clip would fill the job's log; the stage has one of its own.
+    for module in (sam2.sam2_video_predictor, sam2.utils.misc):
+        module.tqdm = functools.partial(tqdm, disable=True)
 
     extra = [*POSTPROCESSING, *overrides]
     try:
@@ -236,12 +244,11 @@ class _Session:
     def _forget(self, frame: int) -> None:
         """Drop what no later frame reads; see sam2_transformers, whose network reads the same."""
         towards_start = 1 if self._reverse else -1
-        without_memory = frame + towards_start * (self._model.num_maskmem - 1)
-        without_pointer = frame + towards_start * (self._model.max_obj_ptrs_in_encoder - 1)
+        without_memory = frame + towards_start * self._model.num_maskmem
+        without_pointer = frame + towards_start * self._model.max_obj_ptrs_in_encoder
         for index, outputs in self._state["output_dict_per_obj"].items():
             tracked = outputs["non_cond_frame_outputs"]
-            tracked.get(frame, {}).pop("pred_masks", None)
-            for key in ("maskmem_features", "maskmem_pos_enc"):
+            for key in ("pred_masks", "maskmem_features", "maskmem_pos_enc"):
                 tracked.get(without_memory, {}).pop(key, None)
             tracked.pop(without_pointer, None)
             self._state["frames_tracked_per_obj"][index].pop(without_pointer, None)

@@ -180,11 +180,12 @@ class _Session:
         """Drop what no later frame reads, so that memory does not grow with the clip.
 
         A frame reads the memory of the `num_maskmem` - 1 frames before it and the object pointers of the
-        `max_object_pointers_in_encoder` - 1 frames before it; transformers keeps everything.
+        `max_object_pointers_in_encoder` - 1 frames before it; transformers keeps everything. One more of each stays, since
+        `add` does a frame again.
         """
         towards_start = 1 if self._reverse else -1
-        without_memory = frame + towards_start * (self._config.num_maskmem - 1)
-        without_pointer = frame + towards_start * (self._config.max_object_pointers_in_encoder - 1)
+        without_memory = frame + towards_start * self._config.num_maskmem
+        without_pointer = frame + towards_start * self._config.max_object_pointers_in_encoder
         for index, outputs in self._state.output_dict_per_obj.items():
             for part in outputs.values():
                 part.get(frame, {}).pop("high_res_masks", None)

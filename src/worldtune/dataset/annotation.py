@@ -12,7 +12,7 @@ from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
 from worldtune.dataset.captions import STAGE as CAPTION_STAGE
 from worldtune.dataset.clips import caption_path, control_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
-from worldtune.dataset.controls import COLUMNS, control_stage
+from worldtune.dataset.controls import COLUMNS, check_whole_video, control_stage
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import Ledger, open_ledger
@@ -67,7 +67,9 @@ def annotate_clips(
     captions = _captions(root, shard) if annotator.reads_captions else {}
     prompts = _prompts(clips, source_folder(name, config, datasets)) if annotator.reads_prompts else {}
     with open_ledger(root, stage, shard) as ledger:
-        rows = _annotate(ledger, clips, captions, prompts, kind, annotator, checkpoints, device, f"{stage} {name} {shard}")
+        rows = _annotate(
+            ledger, clips, captions, prompts, kind, annotator, checkpoints, device, f"{stage} {name} {shard}"
+        )
         write_manifest(path, rows, COLUMNS)
     return path
 
@@ -181,7 +183,7 @@ def _load_seg(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnno
         from worldtune.annotate.sam2_package import make_torchvision_importable
 
         make_torchvision_importable()
-    from worldtune.annotate.seg import load_segmentation, SegSettings
+    from worldtune.annotate.seg import SegSettings, load_segmentation
 
     settings = SegSettings(**annotator.model_dump(exclude={"detector", "tracker", "tracker_backend"}))
     folders = (checkpoints / annotator.detector, checkpoints / annotator.tracker)

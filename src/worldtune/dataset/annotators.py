@@ -59,11 +59,11 @@ class SegAnnotator(Annotator):
     key_frames_at: Literal["even", "cuts"] = "even"
     """Where they lie: at equal distances, or at the beginning of each scene and, where there are fewer scenes, between
     them."""
-    box_threshold: float = Field(default=0.15, ge=0.0, lt=1.0)
+    box_threshold: float = Field(default=0.15, ge=0.0, le=1.0)
     """Certainty above which something is an object."""
-    text_threshold: float = Field(default=0.25, ge=0.0, lt=1.0)
+    text_threshold: float = Field(default=0.25, ge=0.0, le=1.0)
     """Certainty above which a word of the prompt belongs to an object's phrase."""
-    retry_threshold: float = Field(default=0.1, ge=0.0, lt=1.0)
+    retry_threshold: float = Field(default=0.1, ge=0.0, le=1.0)
     """Both, in a clip where nothing was found with the two above."""
     same_object_iou: float = Field(default=0.7, gt=0.0, le=1.0)
     """Overlap of masks or boxes (intersection over union) from which two are one object."""
