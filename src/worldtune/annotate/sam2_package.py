@@ -184,7 +184,7 @@ class _Session:
         return state
 
     def _prepare(self, frame: NDArray[np.uint8]) -> torch.Tensor:
-        """Return float32 [3, S, S] as the package's reader of JPEG files makes it: Pillow's own filter, ImageNet's norm."""
+        """Return float32 [3, S, S] as the package's reader of JPEG files does it: Pillow's filter, ImageNet's norm."""
         side = self._model.image_size
         pixels = np.array(Image.fromarray(frame).resize((side, side)), np.float32) / 255.0
         normal = (pixels - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)

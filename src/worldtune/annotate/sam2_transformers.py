@@ -45,7 +45,7 @@ def prepare_frame(
 
 
 def prompt_points(candidate: Candidate) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Return a candidate's places, float32 [P, 2] in pixels, and their labels, int32 [P]; a box's corners come first."""
+    """Return a candidate's places, float32 [P, 2] in pixels, a box's corners first, and their labels, int32 [P]."""
     corners = [candidate.box[:2], candidate.box[2:]] if candidate.box else []
     places = np.array([*corners, *candidate.points], np.float32).reshape(-1, 2)
     labels = np.array([*(BOX_LABELS if candidate.box else ()), *candidate.labels], np.int32)
@@ -180,8 +180,8 @@ class _Session:
         """Drop what no later frame reads, so that memory does not grow with the clip.
 
         A frame reads the memory of the `num_maskmem` - 1 frames before it and the object pointers of the
-        `max_object_pointers_in_encoder` - 1 frames before it; transformers keeps everything. One more of each stays, since
-        `add` does a frame again.
+        `max_object_pointers_in_encoder` - 1 frames before it; transformers keeps everything. One more of each stays,
+        since `add` does a frame again.
         """
         towards_start = 1 if self._reverse else -1
         without_memory = frame + towards_start * self._config.num_maskmem

@@ -83,7 +83,7 @@ def read_prompts(path: Path, num_frames: int, height: int, width: int) -> dict[i
     candidates: dict[int, list[Candidate]] = {}
     for number, thing in enumerate(prompts.objects):
         places = [(f"points.{index}", point.x, point.y) for index, point in enumerate(thing.points)]
-        places += [("box", *thing.box[2:])] if thing.box else []
+        places += [("box", thing.box[2], thing.box[3])] if thing.box else []
         for key, x, y in places:
             if x > width or y > height:
                 raise WorldtuneError(f"{path.name}: objects.{number}.{key}: ({x}, {y}) is outside of {width}x{height}")

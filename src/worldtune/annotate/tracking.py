@@ -1,4 +1,7 @@
-"""Following objects through a clip, both ways in time, whatever network does it. H height, W width, S side of a network's picture."""
+"""Following objects through a clip, both ways in time, whatever network does it.
+
+H height, W width, S side of a network's picture.
+"""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -154,9 +157,9 @@ def track_objects(
         added = {}
         for index in new[:room]:
             number = len(objects)
-            mask = ClipMask(len(frames), frames.height, frames.width)
-            mask.put(frame, masks[index])
-            objects[number] = TrackedObject(candidate=found[index], found_at=frame, mask=mask)
+            clip_mask = ClipMask(len(frames), frames.height, frames.width)
+            clip_mask.put(frame, masks[index])
+            objects[number] = TrackedObject(candidate=found[index], found_at=frame, mask=clip_mask)
             added[number] = found[index]
         if added:
             session.add(frame, added)

@@ -52,8 +52,8 @@ class SegAnnotator(Annotator):
     """What runs SAM2: transformers, or the package sam2, which is the extra `segmentation` and reads the folder's .pt
     file."""
     prompt: str = ""
-    """What is searched for in every clip, phrases separated by periods: "person. red cup." Empty: the first 128 words of
-    the clip's caption."""
+    """What is searched for in every clip, phrases separated by periods: "person. red cup." Empty: the first 128 words
+    of the clip's caption."""
     key_frames: PositiveInt = 5
     """Frames of a clip that are searched; what is found in one and followed already is no new object."""
     key_frames_at: Literal["even", "cuts"] = "even"
@@ -68,7 +68,7 @@ class SegAnnotator(Annotator):
     same_object_iou: float = Field(default=0.7, gt=0.0, le=1.0)
     """Overlap of masks or boxes (intersection over union) from which two are one object."""
     max_objects: PositiveInt = Field(default=100, le=1000)
-    """Objects of a clip that are followed; the most certain ones of a key frame go first, and the log counts the rest."""
+    """Objects of a clip that are followed; the most certain ones of a key frame go first. The log counts the rest."""
     keep_empty: bool = True
     """Whether a clip in which nothing is found has a file without objects, which makes a black control; the log names
     it. Otherwise the clip is not used, with that reason."""
