@@ -55,9 +55,8 @@ class ClipFrames:
             backwards = len(self._window) and frame < self._start
             start = frame - self._window_frames + 1 if backwards else frame
             self._start = min(max(start, 0), self.num_frames - self._window_frames)
-            self._window = np.zeros(
-                (0, self.height, self.width, 3), np.uint8
-            )  # the old one, before the new one is read
+            # The old one goes before the new one is read.
+            self._window = self._window[:0].copy()
             self._window = read_frames(self.video, self._start, self._window_frames)
         pixels: NDArray[np.uint8] = self._window[frame - self._start]
         return pixels

@@ -74,6 +74,6 @@ def write_segmentation(path: Path, objects: Sequence[tuple[str, ClipMask]]) -> N
         size = temporary.stat().st_size
         if size > MAX_CONTROL_BYTES:
             raise WorldtuneError(
-                f"the masks of {len(objects)} objects take {size} bytes, and {MAX_CONTROL_BYTES} are read at most; use a "
-                "shorter clip or fewer objects"
+                f"the masks of {len(objects)} objects take {size} bytes, and {MAX_CONTROL_BYTES} are read at most; use "
+                "a shorter clip or fewer objects"
             )

@@ -1,5 +1,6 @@
 """Documentation that is generated: config/README.md from the fields, the picture of the graph from the rules."""
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -70,7 +71,7 @@ def config_readme(root: Path) -> str:
     parts = [INTRODUCTION, "## Recipes\n", _recipe_table(root), DEPARTURES, "## config.yaml\n"]
     parts += [_table("", ProjectConfig), "### datasets.NAME\n", _table("", DatasetConfig)]
     for kind, annotator in (("depth", DepthAnnotator), ("seg", SegAnnotator)):
-        parts += [f"### datasets.NAME.annotate.{kind}\n", (annotator.__doc__ or "") + "\n", _table("", annotator)]
+        parts += [f"### datasets.NAME.annotate.{kind}\n", inspect.cleandoc(annotator.__doc__ or "") + "\n", _table("", annotator)]
     parts.append("## Recipe keys\n")
     affects = affects_by_key()
     for name, field in Recipe.model_fields.items():
