@@ -46,7 +46,7 @@ def objects_of(source, key):
     return read_pickle(control_path(source.root, clip_id(key), "seg"), MAX_CONTROL_BYTES)
 
 
-def test_each_clip_gets_whole_masks_with_phrases_of_its_caption(annotated):
+def test_clips_get_whole_masks_with_phrases_of_their_captions_and_none_without(annotated):
     rows = annotate(annotated)
     assert [(row["status"], row["num_frames"]) for row in rows.values()] == [("ok", 6), ("ok", 6)]
     for key in rows:
@@ -59,15 +59,12 @@ def test_each_clip_gets_whole_masks_with_phrases_of_its_caption(annotated):
             masks = decode_clip_mask(entry, 0, 6)
             assert (coco.decode(entry["data"]).reshape(masks.shape) == masks).all()
             assert masks.any()
-
-
-def test_a_new_caption_annotates_its_clip_again_and_no_other(annotated):
-    annotate(annotated)
-    files = {key: control_path(annotated.root, clip_id(key), "seg") for key in ("a.mp4", "b.mp4")}
+    files = {key: control_path(annotated.root, clip_id(key), "seg") for key in rows}
     before = {key: file.stat().st_ino for key, file in files.items()}
-    (annotated.folder / "a.txt").write_text("A hand.")
-    annotate(annotated)
-    assert files["a.mp4"].stat().st_ino != before["a.mp4"]
+    (annotated.folder / "a.txt").unlink()
+    rows = annotate(annotated)
+    assert rows["a.mp4"]["reason"].startswith("seg not made: it has no caption to search for")
+    assert not files["a.mp4"].exists()
     assert files["b.mp4"].stat().st_ino == before["b.mp4"]
 
 
@@ -100,9 +97,3 @@ def test_a_clip_without_finds_has_a_file_without_objects_or_a_reason(annotated, 
     settings["keep_empty"] = False
     assert {row["reason"] for row in annotate(annotated).values()} == {"seg not made: no object was found in it"}
     assert not control_path(annotated.root, clip_id("a.mp4"), "seg").exists()
-
-
-def test_a_clip_without_a_caption_keeps_a_reason_where_captions_are_searched_for(annotated):
-    (annotated.folder / "a.txt").unlink()
-    row = annotate(annotated)["a.mp4"]
-    assert row["reason"].startswith("seg not made: it has no caption to search for")

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
+from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoObjectDetectionOutput
 
 from worldtune.annotate.objects import Candidate
 from worldtune.annotate.protocol import choose_device
@@ -33,9 +33,12 @@ def caption_prompt(caption: str) -> str:
 class Scores:
     """What the network says of one picture, before anything is decided."""
 
-    outputs: Any
+    logits: torch.Tensor
+    """Of each token for each query, float32 [1, Q, L] on the CPU, padded along L."""
+    boxes: torch.Tensor
+    """Centre, width and height as shares of the picture, float32 [1, Q, 4] on the CPU."""
     input_ids: torch.Tensor
-    """[1, L]."""
+    """The prompt's tokens, int64 [1, L] on the CPU."""
     height: int
     width: int
 
@@ -79,8 +82,13 @@ class Detector:
         inputs = self.processor(
             images=frame, text=text, return_tensors="pt", truncation=True, max_length=self.model.config.max_text_len
         ).to(self.device)
+        outputs = self.model(**inputs)
         return Scores(
-            outputs=self.model(**inputs), input_ids=inputs["input_ids"], height=frame.shape[0], width=frame.shape[1]
+            logits=outputs.logits.cpu(),
+            boxes=outputs.pred_boxes.cpu(),
+            input_ids=inputs["input_ids"].cpu(),
+            height=frame.shape[0],
+            width=frame.shape[1],
         )
 
     def candidates(self, scores: Scores, box_threshold: float, text_threshold: float) -> list[Candidate]:
@@ -89,13 +97,13 @@ class Detector:
         Boxes are cut to the picture; those without a pixel are left out.
         """
         found = self.processor.post_process_grounded_object_detection(
-            scores.outputs,
+            GroundingDinoObjectDetectionOutput(logits=scores.logits, pred_boxes=scores.boxes),
             scores.input_ids,
             threshold=box_threshold,
             text_threshold=text_threshold,
             target_sizes=[(scores.height, scores.width)],
         )[0]
-        probabilities = scores.outputs.logits[0].sigmoid()
+        probabilities = scores.logits[0].sigmoid()
         certainties = probabilities[probabilities.amax(dim=-1) > box_threshold, : scores.input_ids.shape[1]]
         tokens = self.processor.tokenizer.convert_ids_to_tokens(scores.input_ids[0].tolist())
         limits = [scores.width, scores.height] * 2

@@ -61,8 +61,8 @@ def make_torchvision_importable() -> None:
 
 def _not_installed(error: ImportError) -> WorldtuneError:
     return WorldtuneError(
-        f"tracker_backend 'sam2' needs packages that are not installed ({error}). Install them with `.venv/bin/pip "
-        "install --no-build-isolation -e '.[segmentation]'`, or choose tracker_backend 'transformers'."
+        f"tracker_backend 'sam2' needs packages that are not installed ({error}). Install the extra [segmentation] "
+        "as README.md says under 'Annotations made by networks', or choose tracker_backend 'transformers'."
     )
 
 

@@ -114,10 +114,10 @@ def _annotate(
         identifier = clip["clip_id"]
         caption = captions.get(identifier)
         inputs = {"video_sha256": clip["video_sha256"], **shared}
-        if annotator.reads_captions:
-            inputs["caption_sha256"] = caption["caption_sha256"] if caption else None
         if identifier in prompts:
             inputs["prompts_sha256"] = sha256_file(prompts[identifier])
+        elif annotator.reads_captions:
+            inputs["caption_sha256"] = caption["caption_sha256"] if caption else None
         seen = ClipToAnnotate(
             clip_id=identifier,
             video=video_path(root, identifier),

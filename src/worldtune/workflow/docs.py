@@ -71,7 +71,11 @@ def config_readme(root: Path) -> str:
     parts = [INTRODUCTION, "## Recipes\n", _recipe_table(root), DEPARTURES, "## config.yaml\n"]
     parts += [_table("", ProjectConfig), "### datasets.NAME\n", _table("", DatasetConfig)]
     for kind, annotator in (("depth", DepthAnnotator), ("seg", SegAnnotator)):
-        parts += [f"### datasets.NAME.annotate.{kind}\n", inspect.cleandoc(annotator.__doc__ or "") + "\n", _table("", annotator)]
+        parts += [
+            f"### datasets.NAME.annotate.{kind}\n",
+            inspect.cleandoc(annotator.__doc__ or "") + "\n",
+            _table("", annotator),
+        ]
     parts.append("## Recipe keys\n")
     affects = affects_by_key()
     for name, field in Recipe.model_fields.items():
@@ -178,7 +182,7 @@ FOLLOWS = {
     "vis": "the blurred video, made from it",
     "upscale": "the video at low resolution, made from it",
     "depth": "a depth video of yours",
-    "seg": "masks of yours",
+    "seg": "masks of yours, or made by networks",
     "keypoint": "body keypoints of yours",
     "hdmap": "a video of the road map",
     "lidar": "a video of lidar points",
