@@ -46,6 +46,12 @@ STAGES = {
     ],
     "annotate": ["dataset/annotation.py"],
     "annotate/depth": ["annotate/depth.py", "media/video.py"],
+    "annotate/seg": [
+        "annotate/seg.py",
+        *(f"annotate/{name}.py" for name in ("detection", "objects", "sam2_package", "sam2_transformers")),
+        *("annotate/seg_prompts.py", "annotate/tracking.py", "formats/rle.py", "formats/segmentation.py"),
+        "media/video.py",
+    ],
     "cache_latents": [
         *("dataset/latents.py", "transfer1/latents.py", "transfer1/tokenizer.py", "media/geometry.py"),
         "media/video.py",

@@ -22,6 +22,8 @@ class ClipToAnnotate:
     fps: float
     caption: str | None
     """The clip's caption, where the annotator's configuration reads captions."""
+    prompts: Path | None = None
+    """A file beside the clip's video that tells what to look for, where the annotator reads such files."""
 
 
 class ClipAnnotator(Protocol):

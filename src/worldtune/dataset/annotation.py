@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file
 from worldtune.common.versions import stage_version
-from worldtune.dataset.annotators import Annotator, DepthAnnotator
+from worldtune.dataset.annotators import Annotator, DepthAnnotator, SegAnnotator
 from worldtune.dataset.clips import caption_path, control_path, video_path
-from worldtune.dataset.config import DatasetConfig
+from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.control_checks import check_control
-from worldtune.dataset.controls import COLUMNS, control_stage
+from worldtune.dataset.controls import COLUMNS, check_whole_video, control_stage
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import Ledger, open_ledger
+from worldtune.dataset.listing import prompts_key
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
@@ -64,8 +65,11 @@ def annotate_clips(
     path = manifest_path(root, stage, shard)
     clips = _clips(root, shard)
     captions = _captions(root, config, shard) if annotator.reads_captions else {}
+    prompts = _prompts(clips, source_folder(name, config, datasets)) if annotator.reads_prompts else {}
     with open_ledger(root, stage, shard) as ledger:
-        rows = _annotate(ledger, clips, captions, kind, annotator, checkpoints, device, f"{stage} {name} {shard}")
+        rows = _annotate(
+            ledger, clips, captions, prompts, kind, annotator, checkpoints, device, f"{stage} {name} {shard}"
+        )
         write_manifest(path, rows, COLUMNS)
     return path
 
@@ -81,10 +85,16 @@ def _captions(root: Path, config: DatasetConfig, shard: str) -> dict[str, Row]:
     return {row["clip_id"]: row for row in rows if row["status"] == "ok"}
 
 
+def _prompts(clips: list[Row], source: Path) -> dict[str, Path]:
+    files = {clip["clip_id"]: source / prompts_key(clip["source_key"]) for clip in clips}
+    return {identifier: file for identifier, file in files.items() if file.is_file()}
+
+
 def _annotate(
     ledger: Ledger,
     clips: list[Row],
     captions: dict[str, Row],
+    prompts: dict[str, Path],
     kind: str,
     annotator: Annotator,
     checkpoints: Path,
@@ -105,7 +115,9 @@ def _annotate(
         identifier = clip["clip_id"]
         caption = captions.get(identifier)
         inputs = {"video_sha256": clip["video_sha256"], **shared}
-        if annotator.reads_captions:
+        if identifier in prompts:
+            inputs["prompts_sha256"] = sha256_file(prompts[identifier])
+        elif annotator.reads_captions:
             inputs["caption_sha256"] = caption["caption_sha256"] if caption else None
         seen = ClipToAnnotate(
             clip_id=identifier,
@@ -115,6 +127,7 @@ def _annotate(
             height=clip["height"],
             fps=clip["fps"],
             caption=caption_path(root, identifier).read_text(encoding="utf-8").strip() if caption else None,
+            prompts=prompts.get(identifier),
         )
         tasks.append(Task(clip_id=identifier, inputs=inputs, argument=(clip, seen)))
     work = _Work(root, kind, lambda: LOADERS[kind](annotator, checkpoints, device))
@@ -133,6 +146,8 @@ class _Work:
         self._annotator = self._annotator or self._load()
         target = control_path(self._root, seen.clip_id, self._kind)
         try:
+            if seen.prompts is not None:
+                check_whole_video(clip, "its prompts")
             self._annotator.annotate(seen, target)
             # As it will be read, from the first frame to the last.
             facts = check_control(self._kind, target, clip)
@@ -158,5 +173,18 @@ def _load_depth(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAn
     return DepthNetwork(checkpoints / annotator.model, device)
 
 
-LOADERS: "dict[str, Callable[[Annotator, Path, str], ClipAnnotator]]" = {"depth": _load_depth}
+def _load_seg(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnnotator":
+    assert isinstance(annotator, SegAnnotator)
+    if annotator.tracker_backend == "sam2":
+        from worldtune.annotate.sam2_package import make_torchvision_importable
+
+        make_torchvision_importable()
+    from worldtune.annotate.seg import SegSettings, load_segmentation
+
+    settings = SegSettings(**annotator.model_dump(exclude={"detector", "tracker", "tracker_backend"}))
+    folders = (checkpoints / annotator.detector, checkpoints / annotator.tracker)
+    return load_segmentation(*folders, annotator.tracker_backend, settings, device)
+
+
+LOADERS: "dict[str, Callable[[Annotator, Path, str], ClipAnnotator]]" = {"depth": _load_depth, "seg": _load_seg}
 """By kind of control: loads the networks that an annotator's configuration names."""

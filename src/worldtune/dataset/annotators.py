@@ -1,6 +1,8 @@
 """What config/config.yaml may say of the networks that annotate clips, a description under each field."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 
 class Annotator(BaseModel):
@@ -18,6 +20,11 @@ class Annotator(BaseModel):
         """Whether a clip's caption tells what to look for."""
         return False
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a file beside a video may tell what to look for."""
+        return False
+
 
 class DepthAnnotator(Annotator):
     """Depth by Depth-Anything-V2."""
@@ -31,6 +38,57 @@ class DepthAnnotator(Annotator):
         return (self.model,)
 
 
+class SegAnnotator(Annotator):
+    """Masks of objects: GroundingDINO finds them in key frames, SAM2 follows them both ways through the clip. Where a
+    video has boxes or points of yours, as NAME.seg.json beside it, those are followed instead: {"objects": [{"phrase":
+    "red cup", "frame": 0, "box": [left, top, right, bottom], "points": [{"x": 310, "y": 200, "label": 1}]}]}, in pixels
+    of the video; label 0 lies beside the object, and box or points may be left out."""
+
+    detector: str = "IDEA-Research/grounding-dino-tiny"
+    """GroundingDINO, as a folder below checkpoints/."""
+    tracker: str = "facebook/sam2-hiera-large"
+    """SAM2, as a folder below checkpoints/."""
+    tracker_backend: Literal["transformers", "sam2"] = "transformers"
+    """What runs SAM2: transformers, or the package sam2, which is the extra `segmentation` and reads the folder's .pt
+    file."""
+    prompt: str = ""
+    """What is searched for in every clip, phrases separated by periods: "person. red cup." Empty: the first 128 words
+    of the clip's caption."""
+    key_frames: PositiveInt = 5
+    """Frames of a clip that are searched; what is found in one and followed already is no new object."""
+    key_frames_at: Literal["even", "cuts"] = "even"
+    """Where they lie: at equal distances, or at the beginning of each scene and, where there are fewer scenes, between
+    them."""
+    box_threshold: float = Field(default=0.15, ge=0.0, le=1.0)
+    """Certainty above which something is an object."""
+    text_threshold: float = Field(default=0.25, ge=0.0, le=1.0)
+    """Certainty above which a word of the prompt belongs to an object's phrase."""
+    retry_threshold: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Both, in a clip where nothing was found with the two above."""
+    same_object_iou: float = Field(default=0.7, gt=0.0, le=1.0)
+    """Overlap of masks or boxes (intersection over union) from which two are one object."""
+    max_objects: PositiveInt = Field(default=100, le=1000)
+    """Objects of a clip that are followed; the most certain ones of a key frame go first. The log counts the rest."""
+    keep_empty: bool = True
+    """Whether a clip in which nothing is found has a file without objects, which makes a black control; the log names
+    it. Otherwise the clip is not used, with that reason."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Folders below checkpoints/ that hold the networks."""
+        return (self.detector, self.tracker)
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether a clip's caption tells what to look for."""
+        return not self.prompt.strip()
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a file beside a video may tell what to look for."""
+        return True
+
+
 class Annotators(BaseModel):
     """Controls that are made from the clips' frames; the others that a dataset has are given beside its videos."""
 
@@ -38,6 +96,8 @@ class Annotators(BaseModel):
 
     depth: DepthAnnotator | None = None
     """Depth by a network; null where it is given."""
+    seg: SegAnnotator | None = None
+    """Masks by networks; null where they are given."""
 
     def find(self, kind: str) -> Annotator | None:
         """Return what makes a kind of control; None where it is given or computed."""

@@ -170,18 +170,22 @@ def _write_edges(job: ControlJob) -> ControlFacts:
     return check_control(job.kind, job.target, job.clip)
 
 
-def _take_given(job: ControlJob) -> ControlFacts:
-    if job.clip["start_s"] is not None:
-        raise WorldtuneError("the clip is a part of its video; cut the video and its control yourself")
-    # The clip then has other frames than the video, for which the control was made.
-    if job.clip["source_variable_frame_rate"] or job.clip["source_rotation_degrees"]:
-        turned = job.clip["source_rotation_degrees"]
+def check_whole_video(clip: dict[str, Any], given: str) -> None:
+    """Raise a WorldtuneError where what is given for a video does not fit its clip, which has other frames."""
+    if clip["start_s"] is not None:
+        raise WorldtuneError(f"the clip is a part of its video; cut the video and {given} yourself")
+    if clip["source_variable_frame_rate"] or clip["source_rotation_degrees"]:
+        turned = clip["source_rotation_degrees"]
         found = (
             f"is turned by {turned} degrees when it is shown" if turned else "has frames that last for different times"
         )
         raise WorldtuneError(
-            f"the video {found}; encode the video with a constant rate, upright, and make the control from that"
+            f"the video {found}; encode the video with a constant rate, upright, and make {given} from that"
         )
+
+
+def _take_given(job: ControlJob) -> ControlFacts:
+    check_whole_video(job.clip, "its control")
     if not job.given.is_file():
         raise WorldtuneError(f"expected it as {job.given_key} in the source folder")
     facts = check_control(job.kind, job.given, job.clip)

@@ -26,6 +26,8 @@ from worldtune.dataset.scenes import scene_names
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
 CAPTION_SUFFIXES = (".txt", ".json")
 """Suffixes of a caption beside its video; the first that is there is taken."""
+PROMPTS_SUFFIX = ".seg.json"
+"""End of the name of a file beside a video that tells which objects are to be segmented; it is no caption."""
 MAX_CAPTION_BYTES = 1 << 20
 LIST_COLUMNS = frozenset({"video", "caption", "start_s", "end_s"})
 
@@ -121,6 +123,14 @@ class Listing:
             rows.append([control_key(key, kind), *_size_and_time(status)])
         return rows
 
+    def prompts(self, shard: str) -> list[VideoRow]:
+        """Return the prompt files beside the videos of a shard as [key, size, mtime_ns], those that are there."""
+        if self.from_config:
+            return []
+        keys = sorted({prompts_key(clip.key) for clip in self.clips(shard) if clip.has_video})
+        rows = [[key, *_size_and_time(_status(self.source / key))] for key in keys]
+        return [row for row in rows if row[1] is not None]
+
 
 def shard_range(num_shards: int) -> str:
     """Return the names of a dataset's shards as a text."""
@@ -132,6 +142,11 @@ def control_key(key: str, kind: str) -> str:
     """Return where the given control of a video lies: KIND/NAME beside the video."""
     folder, _, name = key.rpartition("/")
     return posixpath.join(folder, kind, posixpath.splitext(name)[0] + CONTROL_SUFFIXES[kind])
+
+
+def prompts_key(key: str) -> str:
+    """Return where a video's prompts for segmentation lie: NAME.seg.json beside the video."""
+    return posixpath.splitext(key)[0] + PROMPTS_SUFFIX
 
 
 @functools.cache
@@ -258,7 +273,8 @@ def _list_folder(source: Path, caption_list: Path | None) -> list[SourceClip]:
             clips.append(SourceClip(key=key, size=size, mtime_ns=mtime_ns, caption_key=beside))
     ours = None if caption_list is None else os.path.abspath(caption_list)
     for key in captions:
-        if posixpath.splitext(key)[0] not in stems and os.path.abspath(source / key) != ours:
+        prompts = key.endswith(PROMPTS_SUFFIX) and key.removesuffix(PROMPTS_SUFFIX) in stems
+        if posixpath.splitext(key)[0] not in stems and not prompts and os.path.abspath(source / key) != ours:
             clips.append(SourceClip(key=key, caption_key=key))
     return clips
 

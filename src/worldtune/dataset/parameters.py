@@ -14,7 +14,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "make_captions": ("kind", "path", "listing", "captioner", "version"),
     "t5": ("text_encoder", "text_max_tokens", "version"),
     "controls": ("control", "given", "version"),
-    "annotate": ("control", "annotator", "version"),
+    "annotate": ("control", "annotator", "prompts", "version"),
     "validate": ("controls", "views", "held_out_fraction", "min_clips", "text_encoder", "text_max_tokens", "version"),
 }
 """Names of the values of each stage; a rule has one param for each."""
@@ -58,6 +58,10 @@ def stage_values(
             annotator = config.annotate.find(_required(control))
             version = stage_version(f"annotate/{control}.py")
             values[key] = annotator.model_dump(mode="json") | {"version": version} if annotator else None
+        elif key == "prompts":
+            annotator = config.annotate.find(_required(control))
+            reads = annotator is not None and annotator.reads_prompts
+            values[key] = list_dataset(name, config).prompts(_required(shard)) if reads else []
         elif key == "given":
             values[key] = list_dataset(name, config).controls(_required(shard), _required(control))
         elif key == "listing":

@@ -3,17 +3,33 @@
 They annotate nothing sensible; they run the same code and write the same files as the released ones.
 """
 
+import string
 from pathlib import Path
 
 import torch
 from transformers import (
+    BertConfig,
+    BertTokenizerFast,
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
     Dinov2Config,
     DPTImageProcessor,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    GroundingDinoProcessor,
+    Sam2HieraDetConfig,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    Sam2VisionConfig,
+    SwinConfig,
 )
 
+from worldtune.annotate.sam2_package import OVERRIDES_FILE, build_predictor, read_overrides
+from worldtune.common.files import write_json
+
 SEED = 0
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def write_depth_network(folder: Path) -> None:
@@ -49,3 +65,114 @@ def write_depth_network(folder: Path) -> None:
         torch.manual_seed(SEED)
         DepthAnythingForDepthEstimation(config).save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def write_detector(folder: Path) -> None:
+    """Write a GroundingDINO network of 0.3 million parameters, its tokenizer and its image processor to `folder`.
+
+    The tokenizer knows letters and numbers; the network wants pictures of 128 pixels and two decoder layers at least.
+    """
+    characters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    pieces = [*BERT_SPECIAL, *characters, *(f"##{character}" for character in characters)]
+    tokenizer = BertTokenizerFast(vocab={piece: number for number, piece in enumerate(pieces)})
+    backbone = SwinConfig(
+        image_size=128,
+        embed_dim=16,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 2, 4],
+        window_size=4,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    text = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+    )
+    config = GroundingDinoConfig(
+        backbone_config=backbone,
+        text_config=text,
+        num_queries=12,
+        encoder_layers=1,
+        encoder_ffn_dim=64,
+        encoder_attention_heads=2,
+        decoder_layers=2,
+        decoder_ffn_dim=64,
+        decoder_attention_heads=2,
+        d_model=32,
+    )
+    processor = GroundingDinoProcessor(
+        GroundingDinoImageProcessorPil(size={"shortest_edge": 128, "longest_edge": 256}), tokenizer
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def write_tracker(folder: Path) -> None:
+    """Write a SAM2 network of 0.4 million parameters to `folder`, as transformers has it."""
+    backbone = Sam2HieraDetConfig(
+        hidden_size=16,
+        image_size=[128, 128],
+        blocks_per_stage=[1, 1, 2, 1],
+        embed_dim_per_stage=[16, 32, 64, 128],
+        num_attention_heads_per_stage=[1, 1, 2, 2],
+        window_size_per_stage=[8, 4, 4, 2],
+        global_attention_blocks=[3],
+    )
+    vision = Sam2VisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=[128, 64, 32, 16],
+        backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
+        fpn_hidden_size=128,
+    )
+    config = Sam2VideoConfig(
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": 128, "image_size": 128},
+        mask_decoder_config={"hidden_size": 128, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 64},
+        image_size=128,
+        memory_attention_hidden_size=128,
+        memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=64,
+        memory_attention_rope_feat_sizes=[8, 8],
+        memory_encoder_hidden_size=128,
+        memory_encoder_output_channels=64,
+        mask_downsampler_embed_dim=128,
+        memory_fuser_embed_dim=128,
+        memory_fuser_intermediate_dim=64,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        Sam2VideoModel(config).save_pretrained(folder)
+
+
+PACKAGE_NETWORK = "sam2_hiera_tiny.pt"
+PACKAGE_OVERRIDES: dict[str, int | list[int] | list[list[int]]] = {
+    "model.image_size": 128,
+    "model.image_encoder.trunk.embed_dim": 16,
+    "model.image_encoder.trunk.num_heads": 1,
+    "model.image_encoder.trunk.stages": [1, 1, 2, 1],
+    "model.image_encoder.trunk.global_att_blocks": [3],
+    "model.image_encoder.trunk.window_spec": [8, 4, 8, 4],
+    "model.image_encoder.neck.backbone_channel_list": [128, 64, 32, 16],
+    "model.memory_attention.num_layers": 1,
+    "model.memory_attention.layer.self_attention.feat_sizes": [8, 8],
+    "model.memory_attention.layer.cross_attention.feat_sizes": [8, 8],
+}
+"""What makes sam2_hiera_tiny small: in the first block of a stage no attention may be global."""
+
+
+def write_package_tracker(folder: Path) -> None:
+    """Write a SAM2 network of 7.7 million parameters to `folder`, as the package sam2 has it.
+
+    Raises:
+        WorldtuneError: sam2, which is an optional extra, is not installed.
+    """
+    write_json(folder / OVERRIDES_FILE, PACKAGE_OVERRIDES)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = build_predictor(PACKAGE_NETWORK, None, "cpu", read_overrides(folder))
+    torch.save({"model": model.state_dict()}, folder / PACKAGE_NETWORK)

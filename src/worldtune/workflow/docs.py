@@ -1,5 +1,6 @@
 """Documentation that is generated: config/README.md from the fields, the picture of the graph from the rules."""
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_text
-from worldtune.dataset.annotators import DepthAnnotator
+from worldtune.dataset.annotators import DepthAnnotator, SegAnnotator
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.reasons import MENDS
 from worldtune.formats.controls import CONTROLS
@@ -86,8 +87,12 @@ def config_readme(root: Path) -> str:
     """
     parts = [INTRODUCTION, "## Recipes\n", _recipe_table(root), DEPARTURES, "## config.yaml\n"]
     parts += [_table("", ProjectConfig), "### datasets.NAME\n", _table("", DatasetConfig)]
-    for kind, annotator in (("depth", DepthAnnotator),):
-        parts += [f"### datasets.NAME.annotate.{kind}\n", (annotator.__doc__ or "") + "\n", _table("", annotator)]
+    for kind, annotator in (("depth", DepthAnnotator), ("seg", SegAnnotator)):
+        parts += [
+            f"### datasets.NAME.annotate.{kind}\n",
+            inspect.cleandoc(annotator.__doc__ or "") + "\n",
+            _table("", annotator),
+        ]
     parts.append("## Recipe keys\n")
     affects = affects_by_key()
     for name, field in Recipe.model_fields.items():
@@ -237,7 +242,7 @@ FOLLOWS = {
     "vis": "the blurred video, made from it",
     "upscale": "the video at low resolution, made from it",
     "depth": "a depth video of yours",
-    "seg": "masks of yours",
+    "seg": "masks of yours, or made by networks",
     "keypoint": "body keypoints of yours",
     "hdmap": "a video of the road map",
     "lidar": "a video of lidar points",
