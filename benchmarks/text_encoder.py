@@ -4,8 +4,8 @@
     python benchmarks/text_encoder.py --size tiny --prompts 256 --folder DIR --device cpu
 
 Weights are random: speed does not depend on them. They are written to --folder as the hub has them and loaded by the
-class that the stage uses, `worldtune.annotate.t5.TextEncoder`. The baseline is one prompt at a time in float32, padded to
-512 tokens (spec/transfer1-training.md 6.3), of the same prompts, as many as its seconds admit.
+class that the stage uses, `worldtune.annotate.t5.TextEncoder`. The baseline is one prompt at a time in float32, padded
+to 512 tokens (spec/transfer1-training.md 6.3), of the same prompts, as many as its seconds admit.
 """
 
 import argparse
