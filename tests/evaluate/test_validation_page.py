@@ -38,6 +38,7 @@ def validation(folder: Path) -> Validation:
         remarks=["A <remark>"],
         statistics=statistics(table),
         channels=4,
+        caption_makers=[],
     )
 
 

@@ -32,7 +32,7 @@ STAGES = {
     ],
     "make_demo_driving_checkpoints": ["demo/driving_checkpoints.py"],
     "fetch_videos": ["dataset/download.py"],
-    "ingest": ["dataset/ingest.py", "dataset/listing.py", "media/video.py"],
+    "ingest": ["dataset/ingest.py", "dataset/listing.py", "media/looks.py", "media/video.py"],
     "captions": ["dataset/captions.py", "dataset/listing.py"],
     "make_captions": [
         *("dataset/make_captions.py", "dataset/captioner.py", "dataset/captions.py", "dataset/listing.py"),
@@ -41,7 +41,7 @@ STAGES = {
     ],
     "t5": ["dataset/t5.py", "annotate/t5.py", "dataset/text.py"],
     "controls": [
-        "dataset/controls.py",
+        *("dataset/controls.py", "dataset/control_checks.py", "formats/controls.py", "media/looks.py"),
         *("controls/edge.py", "controls/shrink.py", "formats/rle.py", "media/geometry.py", "media/video.py"),
     ],
     "annotate": ["dataset/annotation.py"],
@@ -56,7 +56,10 @@ STAGES = {
         *("dataset/latents.py", "transfer1/latents.py", "transfer1/tokenizer.py", "media/geometry.py"),
         "media/video.py",
     ],
-    "validate": ["dataset/validate.py"],
+    "validate": [
+        *(f"dataset/{name}.py" for name in ("validate", "details", "lookalikes", "verification", "control_checks")),
+        "formats/controls.py",
+    ],
     "dataset_report": ["dataset/fitting.py"],
     "split_checkpoint": [
         *("checkpoint/splitting.py", "checkpoint/reading.py", "checkpoint/writing.py", "parallel/axes.py"),

@@ -88,7 +88,7 @@ class Validation:
     channels: int
     """Width of the text embeddings, 0 where there is none."""
     caption_makers: list[str]
-    """Models that made captions of usable clips."""
+    """The models that made captions of usable clips."""
 
 
 def examine(name: str, config: DatasetConfig, *, datasets: Path = Path("datasets"), threads: int = 1) -> Validation:
