@@ -40,7 +40,8 @@ STAGES = {
         *("controls/edge.py", "controls/shrink.py", "formats/rle.py", "media/geometry.py", "media/video.py"),
     ],
     "annotate": ["dataset/annotation.py"],
-    "annotate/depth": ["annotate/depth.py", "media/video.py"],
+    "annotate/depth": ["annotate/depth.py", "annotate/depth_files.py", "media/grey16.py", "media/video.py"],
+    "annotate/keypoint": ["annotate/keypoint.py", "formats/keypoints.py", "media/video.py"],
     "cache_latents": [
         *("dataset/latents.py", "transfer1/latents.py", "transfer1/tokenizer.py", "media/geometry.py"),
         "media/video.py",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file
 from worldtune.common.versions import stage_version
-from worldtune.dataset.annotators import Annotator, DepthAnnotator
+from worldtune.dataset.annotators import Annotator, DepthAnnotator, KeypointAnnotator
 from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
 from worldtune.dataset.captions import STAGE as CAPTION_STAGE
 from worldtune.dataset.clips import caption_path, control_path, video_path
@@ -131,15 +131,16 @@ class _Work:
         clip, seen = argument
         self._annotator = self._annotator or self._load()
         target = control_path(self._root, seen.clip_id, self._kind)
+        _remove(target)
         try:
             num_frames = self._annotator.annotate(seen, target)
             if num_frames != seen.num_frames:
                 raise WorldtuneError(f"{num_frames} frames were annotated, the clip has {seen.num_frames}")
         except WorldtuneError as error:
-            target.unlink(missing_ok=True)
+            _remove(target)
             return Outcome(row=self._row(clip, f"{self._kind} not made: {error}".replace(str(seen.video), "the clip")))
         facts = {"num_frames": num_frames, "control_sha256": sha256_file(target)}
-        return Outcome(row=self._row(clip, "", **facts), outputs=(target,))
+        return Outcome(row=self._row(clip, "", **facts), outputs=_files(target))
 
     def died(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
         return Outcome(row=self._row(argument[0], f"{self._kind} died: the process ended without a word"))
@@ -155,12 +156,41 @@ class _Work:
         return row | facts
 
 
+def _files(target: Path) -> tuple[Path, ...]:
+    """Return a control's file and those beside it that belong to it: the same name, another suffix."""
+    return tuple(sorted(target.parent.glob(f"{target.stem}.*")))
+
+
+def _remove(target: Path) -> None:
+    for path in _files(target):
+        path.unlink()
+
+
 def _load_depth(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnnotator":
     from worldtune.annotate.depth import DepthNetwork
 
     assert isinstance(annotator, DepthAnnotator)
-    return DepthNetwork(checkpoints / annotator.model, device)
+    bounds = None if annotator.scale == "clip" else annotator.scale
+    return DepthNetwork(checkpoints / annotator.model, device, bounds=bounds, lossless=annotator.lossless)
 
 
-LOADERS: "dict[str, Callable[[Annotator, Path, str], ClipAnnotator]]" = {"depth": _load_depth}
+def _load_keypoint(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnnotator":
+    from worldtune.annotate.keypoint import WholeBody
+
+    assert isinstance(annotator, KeypointAnnotator)
+    folder = checkpoints / annotator.model
+    return WholeBody(
+        folder / annotator.detector,
+        folder / annotator.pose,
+        device,
+        person_confidence_min=annotator.person_confidence_min,
+        keypoint_confidence_min=annotator.keypoint_confidence_min,
+        max_people=annotator.max_people,
+    )
+
+
+LOADERS: "dict[str, Callable[[Annotator, Path, str], ClipAnnotator]]" = {
+    "depth": _load_depth,
+    "keypoint": _load_keypoint,
+}
 """By kind of control: loads the networks that an annotator's configuration names."""
