@@ -69,22 +69,23 @@ class DepthNetwork:
     def prepare(self, frames: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """Return what the network takes, [T, 3, h, w] in its type on its device, as its image processor would.
 
-        The processor resizes each frame on the CPU, in whole levels of colour after rows and after columns; this does
-        it for all frames on the device, in whole levels at the end. Both differ by 1 level of 255 at most, but for 1
-        value in 1,000 at edges of high contrast, and by 8 at most there.
+        The processor resizes each frame on the CPU: rows, then columns, in whole levels of colour after each. This does
+        the same to all frames on the device. At least 98 values in 100 are equal, 999 in 1,000 where frames are made
+        smaller, and the others differ by 1 level of 255, at most by 2.
 
         Args:
             frames: uint8 [T, H, W, 3].
             size: h and w, from `input_size`.
         """
         pixels = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float()
-        resized = functional.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+        for step in ((frames.shape[1], size[1]), size):
+            pixels = functional.interpolate(pixels, step, mode="bicubic", antialias=True, align_corners=False)
+            pixels = pixels.round().clamp(0, 255)
         mean, std = (
             torch.tensor(values, device=self.device)[:, None, None]
             for values in (self.processor.image_mean, self.processor.image_std)
         )
-        scaled = resized.round().clamp(0, 255) * self.processor.rescale_factor
-        return ((scaled - mean) / std).to(self.model.dtype)
+        return ((pixels * self.processor.rescale_factor - mean) / std).to(self.model.dtype)
 
     def input_size(self, frame: np.ndarray) -> tuple[int, int]:
         """Return h and w that the image processor gives a frame (uint8 [H, W, 3])."""

@@ -46,7 +46,7 @@ class _Found:
 
     frame: int
     box: np.ndarray
-    """Left, top, right, bottom in pixels, float [4]."""
+    """Left, top, right, bottom in pixels, float [4]; it may reach out of the frame."""
     confidence: float
 
 
@@ -139,11 +139,10 @@ class WholeBody:
         kept = confidence > self.person_confidence_min
         places = self._detector.postprocess(boxes[:, kept].copy(), ratio)
         height, width = picture.shape[:2]
-        places = np.clip(places, 0, [width, height, width, height])
         found = [
             _Found(number, place, float(certain))
             for place, certain in zip(places, confidence[kept], strict=True)
-            if place[2] - place[0] >= 1 and place[3] - place[1] >= 1
+            if (_extent(place, (width, height)) >= 1).all()
         ]
         return sorted(found, key=lambda person: -person.confidence)[: self.max_people]
 
@@ -169,9 +168,15 @@ class WholeBody:
             raise WorldtuneError("the pose network gave places that are not finite")
         scale = np.array(size_wh, np.float64)
         shares = np.concatenate([points[:, :2] / scale, points[:, 2:]], axis=1)
-        first, last = person.box[:2] / scale, person.box[2:] / scale
-        box = np.concatenate([first, last - first, [person.confidence]])
+        first = np.clip(person.box[:2], 0, scale) / scale
+        box = np.concatenate([first, _extent(person.box, size_wh) / scale, [person.confidence]])
         return person_fields(shares, box, size_wh, face_confidence_min=self.keypoint_confidence_min)
+
+
+def _extent(box: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
+    """Return width and height in pixels of the part of a box (left, top, right, bottom) that lies in the frame."""
+    extent: np.ndarray = np.clip(box[2:], 0, size_wh) - np.clip(box[:2], 0, size_wh)
+    return extent
 
 
 def _choose_device(device: str) -> str:
