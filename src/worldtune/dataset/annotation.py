@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+BESIDE: dict[str, tuple[str, ...]] = {"depth": (".mkv",)}
+"""By kind of control: suffixes of files that may be made beside each of its own."""
+
 Row = dict[str, Any]
 
 
@@ -131,19 +134,27 @@ class _Work:
         clip, seen = argument
         self._annotator = self._annotator or self._load()
         target = control_path(self._root, seen.clip_id, self._kind)
-        _remove(target)
+        self._remove(target)
         try:
             num_frames = self._annotator.annotate(seen, target)
             if num_frames != seen.num_frames:
                 raise WorldtuneError(f"{num_frames} frames were annotated, the clip has {seen.num_frames}")
         except WorldtuneError as error:
-            _remove(target)
+            self._remove(target)
             return Outcome(row=self._row(clip, f"{self._kind} not made: {error}".replace(str(seen.video), "the clip")))
         facts = {"num_frames": num_frames, "control_sha256": sha256_file(target)}
-        return Outcome(row=self._row(clip, "", **facts), outputs=_files(target))
+        return Outcome(row=self._row(clip, "", **facts), outputs=self._files(target))
 
     def died(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
         return Outcome(row=self._row(argument[0], f"{self._kind} died: the process ended without a word"))
+
+    def _files(self, target: Path) -> tuple[Path, ...]:
+        paths = (target, *(target.with_suffix(suffix) for suffix in BESIDE.get(self._kind, ())))
+        return tuple(path for path in paths if path.exists())
+
+    def _remove(self, target: Path) -> None:
+        for path in self._files(target):
+            path.unlink()
 
     def _row(self, clip: Row, reason: str, **facts: Any) -> Row:
         row = {column: clip[column] for column in CLIP_COLUMNS} | {
@@ -154,16 +165,6 @@ class _Work:
             "control_sha256": None,
         }
         return row | facts
-
-
-def _files(target: Path) -> tuple[Path, ...]:
-    """Return a control's file and those beside it that belong to it: the same name, another suffix."""
-    return tuple(sorted(target.parent.glob(f"{target.stem}.*")))
-
-
-def _remove(target: Path) -> None:
-    for path in _files(target):
-        path.unlink()
 
 
 def _load_depth(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnnotator":
