@@ -81,9 +81,14 @@ def test_a_job_that_was_killed_goes_on_where_it_ended(annotated, monkeypatch):
             annotate(annotated)
     before = files(annotated)
     assert list(before) == [f"{done[0]}.mp4"]
+    # What remains where even the interruption cannot be handled, and the same of another shard's clip.
+    for stem in (clip_id("b.mp4"), clip_id("elsewhere.mp4")):
+        (annotated.root / "depth" / f".{stem}.x1.mp4").write_bytes(b"half")
     assert [row["status"] for row in annotate(annotated)] == ["ok", "ok"]
     assert files(annotated)[f"{done[0]}.mp4"] == before[f"{done[0]}.mp4"]
-    assert len(files(annotated)) == 2
+    assert sorted(files(annotated)) == sorted(
+        [f".{clip_id('elsewhere.mp4')}.x1.mp4", *(f"{clip_id(name)}.mp4" for name in ("a.mp4", "b.mp4"))]
+    )
 
 
 def test_exact_depth_is_kept_and_removed_with_the_other(annotated):

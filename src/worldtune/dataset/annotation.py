@@ -68,6 +68,7 @@ def annotate_clips(
     clips = _clips(root, shard)
     captions = _captions(root, shard) if annotator.reads_captions else {}
     with open_ledger(root, stage, shard) as ledger:
+        _sweep(root / kind, {clip["clip_id"] for clip in clips})
         rows = _annotate(ledger, clips, captions, kind, annotator, checkpoints, device, f"{stage} {name} {shard}")
         write_manifest(path, rows, COLUMNS)
     return path
@@ -81,6 +82,13 @@ def _clips(root: Path, shard: str) -> list[Row]:
 def _captions(root: Path, shard: str) -> dict[str, Row]:
     rows = read_manifest(manifest_path(root, CAPTION_STAGE, shard), CAPTION_COLUMNS)
     return {row["clip_id"]: row for row in rows if row["status"] == "ok"}
+
+
+def _sweep(folder: Path, clip_ids: set[str]) -> None:
+    """Remove the temporary files (.<clip_id>.*) that a killed job left of these clips; no other job writes them now."""
+    for path in folder.glob(".*"):
+        if path.name.split(".")[1] in clip_ids:
+            path.unlink()
 
 
 def _annotate(
