@@ -102,6 +102,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
         (("--dataset", "no", "--shard", "0000"), "'no'"),
         (("--dataset", "synthetic", "--shard", "0000"), "synthetic has no captioner"),
     ],
+    "measure_depth": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "synthetic.annotate.depth")],
     "merge_checkpoint": [
         (("no.split.json", "--output", "a.pt"), "no.split.json"),
         (("no_model_mp_0.pt", "--output", "a.pt"), "no_model_mp_0.pt"),

@@ -45,7 +45,8 @@ STAGES = {
         *("controls/edge.py", "controls/shrink.py", "formats/rle.py", "media/geometry.py", "media/video.py"),
     ],
     "annotate": ["dataset/annotation.py"],
-    "annotate/depth": ["annotate/depth.py", "media/video.py"],
+    "annotate/depth": ["annotate/depth.py", "annotate/depth_files.py", "media/grey16.py", "media/video.py"],
+    "annotate/keypoint": ["annotate/keypoint.py", "formats/keypoints.py", "media/video.py"],
     "annotate/seg": [
         "annotate/seg.py",
         *(f"annotate/{name}.py" for name in ("detection", "objects", "sam2_package", "sam2_transformers")),

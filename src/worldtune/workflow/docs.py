@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_text
-from worldtune.dataset.annotators import DepthAnnotator, SegAnnotator
+from worldtune.dataset.annotators import DepthAnnotator, KeypointAnnotator, SegAnnotator
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.reasons import MENDS
 from worldtune.formats.controls import CONTROLS
@@ -87,12 +87,8 @@ def config_readme(root: Path) -> str:
     """
     parts = [INTRODUCTION, "## Recipes\n", _recipe_table(root), DEPARTURES, "## config.yaml\n"]
     parts += [_table("", ProjectConfig), "### datasets.NAME\n", _table("", DatasetConfig)]
-    for kind, annotator in (("depth", DepthAnnotator), ("seg", SegAnnotator)):
-        parts += [
-            f"### datasets.NAME.annotate.{kind}\n",
-            inspect.cleandoc(annotator.__doc__ or "") + "\n",
-            _table("", annotator),
-        ]
+    for annotator in (DepthAnnotator, KeypointAnnotator, SegAnnotator):
+        parts += [f"### {annotator.__name__}\n", inspect.cleandoc(annotator.__doc__ or "") + "\n"]
     parts.append("## Recipe keys\n")
     affects = affects_by_key()
     for name, field in Recipe.model_fields.items():
