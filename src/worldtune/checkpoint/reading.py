@@ -16,6 +16,7 @@ from torch import Tensor
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
+from worldtune.common.words import shown
 
 EXTRA_STATE = "_extra_state"
 """End of the names under which TransformerEngine stores its own settings; they carry no weights."""
@@ -32,6 +33,7 @@ DAMAGE = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     OSError,
     RuntimeError,
     TypeError,
@@ -197,7 +199,7 @@ def _unpack(content: Any, path: Path, weights: Weights | None) -> dict[str, Tens
     elif isinstance(raw, Mapping):
         content = raw
     wrong = [
-        f"{name} ({type(value).__name__})"
+        f"{shown(name)} ({type(value).__name__})"
         for name, value in content.items()
         if not isinstance(value, Tensor) and not str(name).endswith(EXTRA_STATE)
     ]
@@ -235,7 +237,7 @@ def _parts_of_index(path: Path) -> dict[str, str]:
         raise WorldtuneError(f'{path} has no "weight_map" from names to files. Fetch it again.')
     for part in sorted(set(parts.values())):
         if Path(part).name != part:
-            raise WorldtuneError(f"{path} names the part {part!r}: expected a file in the same folder.")
+            raise WorldtuneError(f"{path} names the part {shown(part)}: expected a file in the same folder.")
     return parts
 
 
@@ -247,6 +249,6 @@ def _read_index(path: Path) -> dict[str, Tensor]:
     missing = sorted(set(parts) - set(tensors))
     if missing:
         raise WorldtuneError(
-            f"{path} lists tensors that its parts lack: {', '.join(missing[:5])}. Fetch the parts again."
+            f"{path} lists tensors that its parts lack: {', '.join(map(shown, missing[:5]))}. Fetch the parts again."
         )
     return {name: tensors[name] for name in parts}

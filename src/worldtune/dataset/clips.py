@@ -275,7 +275,11 @@ def read_rows(path: Path, columns: Mapping[str, pa.DataType]) -> list[dict[str, 
             f"{path} has the columns {', '.join(table.schema.names)}; expected {', '.join(expected.names)} with the "
             "types of this version. Run the rule that makes it again."
         )
-    return list(table.to_pylist())
+    try:
+        return list(table.to_pylist())
+    # Texts are looked at only here; they may be no UTF-8.
+    except (ValueError, pa.ArrowException) as error:
+        raise WorldtuneError(f"{path} cannot be read: {error}. Run the rule that makes it again.") from error
 
 
 def _clip(row: dict[str, Any], controls: tuple[str, ...]) -> Clip:

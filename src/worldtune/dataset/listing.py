@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.common.words import shown
 from worldtune.dataset.clips import COMPUTED_CONTROLS, CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
 from worldtune.dataset.config import DatasetConfig, missing_folder, source_folder
 from worldtune.dataset.download import METADATA, listed_clips
@@ -335,15 +336,15 @@ def _read_list(source: Path, path: Path) -> list[SourceClip]:
         where = f"{path}, line {line}"
         unknown = sorted(str(key) for key in record if key not in LIST_COLUMNS)
         if unknown:
-            raise WorldtuneError(f"{where}: unknown column {unknown[0]!r}; expected {', '.join(sorted(LIST_COLUMNS))}.")
+            raise WorldtuneError(f"{where}: unknown column {shown(unknown[0])}; expected {', '.join(sorted(LIST_COLUMNS))}.")
         video, caption = record.get("video"), record.get("caption")
         if not isinstance(video, str) or not video.strip():
-            raise WorldtuneError(f"{where}: video is {video!r}; expected a path below {source}.")
+            raise WorldtuneError(f"{where}: video is {shown(video)}; expected a path below {source}.")
         if caption is not None and not isinstance(caption, str):
-            raise WorldtuneError(f"{where}: caption is {caption!r}; expected a text.")
+            raise WorldtuneError(f"{where}: caption is {shown(caption)}; expected a text.")
         key = posixpath.normpath(video.strip())
         if posixpath.isabs(key) or key.split("/")[0] == ".." or not key.isprintable():
-            raise WorldtuneError(f"{where}: video {video!r} is no path below {source}.")
+            raise WorldtuneError(f"{where}: video {shown(video)} is no path below {source}.")
         start_s, end_s = _seconds(record.get("start_s"), where), _seconds(record.get("end_s"), where)
         if (start_s is None) != (end_s is None) or (start_s is not None and end_s is not None and end_s <= start_s):
             raise WorldtuneError(
@@ -394,8 +395,9 @@ def _seconds(value: object, where: str) -> float | None:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
         seconds = float(value)
-    except ValueError as error:
-        raise WorldtuneError(f"{where}: {value!r} is no time in seconds.") from error
+    # OverflowError: JSON knows whole numbers of any size.
+    except (ValueError, OverflowError) as error:
+        raise WorldtuneError(f"{where}: {shown(value)} is no time in seconds.") from error
     if not math.isfinite(seconds) or seconds < 0:
-        raise WorldtuneError(f"{where}: {value!r} is no time in seconds.")
+        raise WorldtuneError(f"{where}: {shown(value)} is no time in seconds.")
     return seconds
