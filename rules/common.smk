@@ -18,6 +18,7 @@ from worldtune.dataset.config import (
     missing_folder,
 )
 from worldtune.common.versions import stage_version
+from worldtune.dataset.controls import control_stage
 from worldtune.dataset.latents import LatentsKind
 from worldtune.dataset.parameters import STAGE_KEYS, stage_values
 from worldtune.evaluate.places import check_runs

@@ -155,6 +155,44 @@ rule controls:
         " --control {wildcards.control:q} --threads {threads} --expect {params.expect} > {log:q} 2>&1"
 
 
+def annotator_inputs(wildcards):
+    """What an annotating job reads: the shard's clips, its networks and, where those tell what to look for, captions."""
+    annotator = DATASETS[wildcards.dataset].annotate.find(wildcards.control)
+    shard = f"{wildcards.dataset}/manifests/{{stage}}/{wildcards.shard}.parquet"
+    stages = ["ingest", *(["captions"] if annotator.reads_captions else [])]
+    return {
+        "manifests": [f"datasets/{shard.format(stage=stage)}" for stage in stages],
+        "models": [f"checkpoints/{model}/files.json" for model in annotator.models],
+    }
+
+
+rule annotate:
+    input:
+        unpack(annotator_inputs),
+    output:
+        manifest="datasets/{dataset}/manifests/annotate-{control}/{shard}.parquet",
+    log:
+        "logs/annotate/{dataset}_{control}_{shard}.log",
+    benchmark:
+        "benchmark_records/annotate/{dataset}_{control}_{shard}.tsv"
+    # Two jobs would share this machine's first GPU. On SLURM cpus_per_task holds.
+    threads: ALL_CORES
+    resources:
+        slurm_partition=partition("gpu"),
+        slurm_account=PROJECT.cluster.account,
+        constraint=PROJECT.cluster.constraint,
+        slurm_extra=slurm_extra(PROJECT.cluster),
+        gres=latents_gres,
+        cpus_per_task=8,
+        mem_mb=16000,
+        runtime=480,
+    params:
+        **stage_params("annotate"),
+    shell:
+        "({OWN_THREADS} {PYTHON:q} src/scripts/annotate.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
+        " --control {wildcards.control:q} --expect {params.expect}) > {log:q} 2>&1"
+
+
 # Names of recipes are not in it: those of one tokenizer, window and size share the files.
 rule cache_latents:
     input:
@@ -196,7 +234,10 @@ def dataset_manifests(wildcards):
         "ingest",
         "captions",
         "t5",
-        *(f"control-{kind}" for kind in DATASETS[wildcards.dataset].controls),
+        *(
+            control_stage(kind, DATASETS[wildcards.dataset])
+            for kind in DATASETS[wildcards.dataset].controls
+        ),
         *(["fetch_videos"] if DATASETS[wildcards.dataset].kind == "hdvila" else []),
     ]
     shards = dataset_shards(wildcards.dataset)

@@ -15,7 +15,7 @@ ARROWS: dict[str, set[str]] = {
     "recipe": {"common"},
     "controls": {"common", "formats", "media", "recipe"},
     "checkpoint": {"common", "parallel"},
-    "annotate": {"checkpoint", "common"},
+    "annotate": {"checkpoint", "common", "media"},
     "dataset": {"annotate", "common", "controls", "formats", "media", "recipe"},
     "training": {"checkpoint", "common", "dataset", "parallel", "recipe"},
     "transfer1": {

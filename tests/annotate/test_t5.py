@@ -11,7 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 import worldtune.annotate.t5 as t5
-from worldtune.annotate.t5 import TextEncoder, encoder_sha256
+from worldtune.annotate.protocol import folder_sha256
+from worldtune.annotate.t5 import TextEncoder
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_json
 
@@ -103,12 +104,12 @@ def test_folder_without_an_encoder(tmp_path):
 
 def test_hash_is_of_the_content(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
-    assert encoder_sha256(tmp_path / "copy") == encoder_sha256(folder)
+    assert folder_sha256(tmp_path / "copy") == folder_sha256(folder)
     (tmp_path / "copy/config.json").write_text("{}")
-    assert encoder_sha256(tmp_path / "copy") != encoder_sha256(folder)
+    assert folder_sha256(tmp_path / "copy") != folder_sha256(folder)
     write_json(tmp_path / "copy/files.json", {"config.json": "0"})
-    listed = encoder_sha256(tmp_path / "copy")
+    listed = folder_sha256(tmp_path / "copy")
     (tmp_path / "copy/config.json").write_text("{ }")
-    assert encoder_sha256(tmp_path / "copy") == listed
+    assert folder_sha256(tmp_path / "copy") == listed
     with pytest.raises(WorldtuneError, match="does not exist"):
-        encoder_sha256(tmp_path / "none")
+        folder_sha256(tmp_path / "none")

@@ -43,7 +43,10 @@ def test_all_problems_are_named_at_once():
         (FOLDER | {"num_clips": 3}, "belongs to kind 'synthetic'"),
         ({"kind": "hdvila", "num_shards": 1}, "needs max_clips"),
         ({"kind": "hdvila", "num_shards": 1, "path": "videos"}, "belongs to kind 'folder'"),
-        (HDVILA | {"controls": ["edge", "depth", "seg"]}, "for which depth, seg cannot be given; expected edge alone"),
+        (
+            HDVILA | {"controls": ["edge", "depth", "seg"]},
+            "for which depth, seg cannot be given. Let a network",
+        ),
         (FOLDER | {"captions": "list.xlsx"}, r".csv or .jsonl"),
         (FOLDER | {"controls": ["edge", "edge"]}, "twice"),
         (FOLDER | {"controls": ["vis"]}, "training computes it"),

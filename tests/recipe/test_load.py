@@ -204,6 +204,9 @@ def test_a_demo_twin_is_wired_like_its_recipe(published: Published) -> None:
         ("[network.base]\nnum_head = 8\n", r"network\.base\.num_head: unknown key.*network\.base\.num_heads"),
         ("[training]\nseed = -1\n", r"training\.seed: .*greater than or equal to 0"),
         ("[optimizer]\nlearning_rate = nan\n", r"optimizer\.learning_rate: .*finite"),
+        ("[previews]\nguidances = 3.0\n", r"previews\.guidances: expected a list, such as \[3\.0\], found 3\.0"),
+        ('[cluster]\npartition = "gpu"\n', r"cluster\.partition: .* under cluster in config/config\.yaml"),
+        ("[saving]\nkeep_every = 75\n", r"saving\.keep_every: must be a multiple of saving\.every = 50"),
         ("[data\n", "no valid TOML"),
     ],
 )

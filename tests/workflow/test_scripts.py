@@ -63,6 +63,7 @@ def test_unknown_option(script: str) -> None:
 RUN = "demo_edge_posttrain"
 TOKENIZER = ("--tokenizer", "me/codec", "--num-frames", "17", "--resolution", "128", "--precision", "float32")
 NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
+    "annotate": [(("--dataset", "synthetic", "--shard", "0000", "--control", "depth"), "synthetic.annotate")],
     "cache_latents": [
         (("--dataset", "no", "--shard", "0000", *TOKENIZER), "datasets/no/manifests/ingest/0000.parquet"),
         (("--dataset", "synthetic", "--shard", "0000", *TOKENIZER), "synthetic"),

@@ -39,6 +39,8 @@ STAGES = {
         "dataset/controls.py",
         *("controls/edge.py", "controls/shrink.py", "formats/rle.py", "media/geometry.py", "media/video.py"),
     ],
+    "annotate": ["dataset/annotation.py"],
+    "annotate/depth": ["annotate/depth.py", "media/video.py"],
     "cache_latents": [
         *("dataset/latents.py", "transfer1/latents.py", "transfer1/tokenizer.py", "media/geometry.py"),
         "media/video.py",

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, T5EncoderModel
 
-from worldtune.checkpoint.catalogue import FILE_LIST
+from worldtune.annotate.protocol import choose_device
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import digest, read_json, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,22 +28,6 @@ class TextEmbedding:
     """Whether the text had more tokens."""
 
 
-def encoder_sha256(folder: Path) -> str:
-    """Return a digest of the files of an encoder's folder, from its list of hashes where there is one.
-
-    Raises:
-        WorldtuneError: the folder is not there or empty.
-    """
-    if (folder / FILE_LIST).exists():
-        return digest(read_json(folder / FILE_LIST))
-    if not folder.is_dir():
-        raise WorldtuneError(f"{folder}, the text encoder, does not exist. Fetch it: `snakemake {folder}/{FILE_LIST}`.")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    if not files:
-        raise WorldtuneError(f"{folder}, the text encoder, is empty. Fetch it: `snakemake {folder}/{FILE_LIST}`.")
-    return digest({path.name: sha256_file(path) for path in files})
-
-
 class TextEncoder:
     """A T5 encoder and its tokenizer: bfloat16 on a GPU, float32 on the CPU."""
 
@@ -58,9 +41,7 @@ class TextEncoder:
         Raises:
             WorldtuneError: the folder does not hold a T5 encoder, or lacks some of its weights.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        self.device = torch.device(choose_device(device))
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.dataset.annotators import Annotators
 from worldtune.dataset.clips import COMPUTED_CONTROLS, COMPUTED_IN_TRAINING, CONTROL_SUFFIXES
 from worldtune.recipe.project import config_path, read_config
 from worldtune.recipe.schema import Recipe
@@ -79,9 +80,13 @@ class DatasetConfig(BaseModel):
     min_frames: PositiveInt = 121
     """Clips with fewer frames are not used."""
     controls: tuple[str, ...] = ("edge",)
-    """Controls that every clip must have: edge is computed, the others (depth, seg, keypoint, hdmap, lidar) are given
-    beside the videos, frame by frame. Clips that are cut out of a video, such as those of kind hdvila, can have edge
-    alone. Recipes of the controls vis and upscale need none, since training computes them."""
+    """Controls that every clip must have: edge is computed, those of `annotate` are made by networks, the others
+    (depth, seg, keypoint, hdmap, lidar) are given beside the videos, frame by frame. Clips that are cut out of a video,
+    such as those of kind hdvila, can have none that is given. Recipes of the controls vis and upscale need none, since
+    training computes them."""
+    annotate: Annotators = Annotators()
+    """Controls that networks make from the clips: a table for each of them, which may be empty. The others of
+    `controls`, apart from edge, are given."""
     text_encoder: str = "google-t5/t5-11b"
     """T5 encoder for the captions, as a folder below checkpoints/."""
     text_max_tokens: PositiveInt = 512
@@ -158,12 +163,16 @@ class DatasetConfig(BaseModel):
             self._check_world()
         if self.kind == "hdvila" and self.max_clips is None:
             raise ValueError("kind 'hdvila' needs max_clips, the number of videos to download")
-        given = [kind for kind in self.controls if kind not in COMPUTED_CONTROLS]
+        made = [kind for kind in Annotators.model_fields if self.annotate.find(kind)]
+        unused = [kind for kind in made if kind not in self.controls]
+        if unused:
+            raise ValueError(f"annotate makes {', '.join(unused)}, which controls does not name. Add or remove it")
+        given = [kind for kind in self.controls if kind not in (*COMPUTED_CONTROLS, *made)]
         if self.kind == "hdvila" and given:
             raise ValueError(
                 f"controls: kind 'hdvila' cuts its clips out of longer videos, for which {', '.join(given)} cannot be "
-                f"given; expected {', '.join(COMPUTED_CONTROLS)} alone. Put videos with these files into a folder "
-                "(kind 'folder')"
+                "given. Let a network make them (annotate), or put videos with these files into a folder (kind "
+                "'folder')"
             )
         return self
 

@@ -55,9 +55,9 @@ class ControlJob:
     target: Path
 
 
-def control_stage(kind: str) -> str:
-    """Return the name of the stage of one kind of control."""
-    return f"control-{kind}"
+def control_stage(kind: str, config: DatasetConfig) -> str:
+    """Return the name of the stage that makes or takes over one kind of a dataset's controls."""
+    return f"{'annotate' if config.annotate.find(kind) else 'control'}-{kind}"
 
 
 def make_controls(
@@ -88,7 +88,7 @@ def make_controls(
     if kind not in config.controls:
         raise WorldtuneError(f"dataset {name} has the controls {', '.join(config.controls)}, not {kind!r}.")
     root = datasets / name
-    stage = control_stage(kind)
+    stage = control_stage(kind, config)
     path = manifest_path(root, stage, shard)
     with open_ledger(root, stage, shard) as ledger:
         tasks = _tasks(root, source_folder(name, config, datasets), shard, kind)

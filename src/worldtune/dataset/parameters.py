@@ -13,6 +13,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "captions": ("kind", "path", "listing", "version"),
     "t5": ("text_encoder", "text_max_tokens", "version"),
     "controls": ("control", "given", "version"),
+    "annotate": ("control", "annotator", "version"),
     "validate": ("controls", "views", "held_out_fraction", "min_clips", "text_encoder", "text_max_tokens", "version"),
 }
 """Names of the values of each stage; a rule has one param for each."""
@@ -24,6 +25,7 @@ STAGE_MODULES = {
     "captions": "dataset/captions.py",
     "t5": "dataset/t5.py",
     "controls": "dataset/controls.py",
+    "annotate": "dataset/annotation.py",
     "validate": "dataset/validate.py",
 }
 """The module of each stage, which holds its VERSION."""
@@ -39,7 +41,7 @@ def stage_values(
         name: the dataset's name.
         config: the dataset's configuration.
         shard: four digits, for stages that work by shard.
-        control: the control's kind, for stage "controls".
+        control: the control's kind, for the stages "controls" and "annotate".
 
     Returns:
         A JSON value for each name in STAGE_KEYS[stage].
@@ -50,6 +52,10 @@ def stage_values(
             continue
         if key == "scenes" or (key == "listing" and stage == "ingest"):
             values[key] = list_dataset(name, config).videos(_required(shard))
+        elif key == "annotator":
+            annotator = config.annotate.find(_required(control))
+            version = stage_version(f"annotate/{control}.py")
+            values[key] = annotator.model_dump(mode="json") | {"version": version} if annotator else None
         elif key == "given":
             values[key] = list_dataset(name, config).controls(_required(shard), _required(control))
         elif key == "listing":
@@ -61,5 +67,5 @@ def stage_values(
 
 def _required(value: str | None) -> str:
     if value is None:
-        raise ValueError("this stage works by shard, and stage controls by control")
+        raise ValueError("this stage works by shard, and the stages controls and annotate by control")
     return value

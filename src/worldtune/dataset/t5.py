@@ -74,10 +74,11 @@ def _embed(
 ) -> list[dict[str, Any]]:
     """Return a row for each usable caption, from the ledger where caption and encoder are as they were."""
     # Imported here: the encoder's libraries take seconds, and reading this module's columns must not need them.
-    from worldtune.annotate.t5 import TextEncoder, encoder_sha256
+    from worldtune.annotate.protocol import folder_sha256
+    from worldtune.annotate.t5 import TextEncoder
 
     root = ledger.root
-    encoder_hash = encoder_sha256(folder)
+    encoder_hash = folder_sha256(folder)
     ledger.adopt([caption["clip_id"] for caption in captions])
     rows: dict[str, dict[str, Any]] = {}
     todo: list[tuple[dict[str, Any], dict[str, Any]]] = []

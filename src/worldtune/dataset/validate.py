@@ -122,7 +122,7 @@ def _stages(config: DatasetConfig) -> dict[str, Columns]:
         INGEST_STAGE: INGEST_COLUMNS,
         CAPTION_STAGE: CAPTION_COLUMNS,
         T5_STAGE: T5_COLUMNS,
-        **{control_stage(kind): CONTROL_COLUMNS for kind in config.controls},
+        **{control_stage(kind, config): CONTROL_COLUMNS for kind in config.controls},
         **({FETCH_STAGE: FETCH_COLUMNS} if config.kind == "hdvila" else {}),
     }
 
@@ -148,7 +148,7 @@ def _clip_row(root: Path, identifier: str, tables: Mapping[str, Mapping[str, Row
     found = {stage: table.get(identifier) for stage, table in tables.items()}
     first = next(row for row in found.values() if row is not None)
     video, caption, text = (found[stage] or {} for stage in (INGEST_STAGE, CAPTION_STAGE, T5_STAGE))
-    controls = {kind: found[control_stage(kind)] or {} for kind in config.controls}
+    controls = {kind: found[control_stage(kind, config)] or {} for kind in config.controls}
     fetched = found.get(FETCH_STAGE) or {}
     # What the other stages say of a video that never came follows from that.
     reasons = []

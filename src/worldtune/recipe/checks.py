@@ -15,6 +15,7 @@ from worldtune.recipe.schema import (
     Checkpoints,
     Control,
     Recipe,
+    Saving,
     Section,
 )
 
@@ -45,6 +46,15 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _several_controls_problems(recipe)
     yield from _cache_problems(recipe)
     yield from _range_problems(recipe)
+    yield from _saving_problems(recipe.saving)
+
+
+def _saving_problems(saving: Saving) -> Iterator[str]:
+    if saving.keep_every % saving.every:
+        yield (
+            f"saving.keep_every: must be a multiple of saving.every = {saving.every}, at whose steps alone there are "
+            f"checkpoints, found {saving.keep_every}"
+        )
 
 
 def _checkpoint_problems(checkpoints: Checkpoints) -> Iterator[str]:

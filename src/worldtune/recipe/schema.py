@@ -429,7 +429,8 @@ class Saving(Section):
     keep_last: PositiveInt = 2
     """Newest checkpoints that are kept."""
     keep_every: NonNegativeInt = 0
-    """Checkpoints at multiples of this step number are kept for good; 0 keeps none but the newest."""
+    """Checkpoints at multiples of this step number are kept for good; 0 keeps none but the newest. A multiple of
+    `every`, at whose steps alone there are checkpoints."""
 
 
 class Logging(Section):

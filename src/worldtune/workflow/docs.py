@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_text
+from worldtune.dataset.annotators import DepthAnnotator
 from worldtune.dataset.config import DatasetConfig
 from worldtune.recipe.estimate import estimate
 from worldtune.recipe.identity import affects_by_key
@@ -67,7 +68,10 @@ def config_readme(root: Path) -> str:
         WorldtuneError: a recipe is not valid.
     """
     parts = [INTRODUCTION, "## Recipes\n", _recipe_table(root), DEPARTURES, "## config.yaml\n"]
-    parts += [_table("", ProjectConfig), "### datasets.NAME\n", _table("", DatasetConfig), "## Recipe keys\n"]
+    parts += [_table("", ProjectConfig), "### datasets.NAME\n", _table("", DatasetConfig)]
+    for kind, annotator in (("depth", DepthAnnotator),):
+        parts += [f"### datasets.NAME.annotate.{kind}\n", (annotator.__doc__ or "") + "\n", _table("", annotator)]
+    parts.append("## Recipe keys\n")
     affects = affects_by_key()
     for name, field in Recipe.model_fields.items():
         section = field.annotation

@@ -1,0 +1,62 @@
+"""What a network that annotates clips is to the stage that runs it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from worldtune.checkpoint.catalogue import FILE_LIST
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import digest, read_json, sha256_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipToAnnotate:
+    """A clip as an annotator sees it."""
+
+    clip_id: str
+    video: Path
+    """The clip's file; `worldtune.media.video.iterate_frames` reads it."""
+    num_frames: int
+    width: int
+    height: int
+    fps: float
+    caption: str | None
+    """The clip's caption, where the annotator's configuration reads captions."""
+
+
+class ClipAnnotator(Protocol):
+    """A loaded network."""
+
+    def annotate(self, clip: ClipToAnnotate, target: Path) -> int:
+        """Write the control of a whole clip to `target`, whole or not at all, and return its number of frames.
+
+        Raises:
+            WorldtuneError: this clip cannot be annotated; the message says why.
+        """
+        ...
+
+
+def folder_sha256(folder: Path) -> str:
+    """Return a digest of the files of a network's folder, from its list of hashes where there is one.
+
+    Raises:
+        WorldtuneError: the folder is not there or empty.
+    """
+    if (folder / FILE_LIST).exists():
+        return digest(read_json(folder / FILE_LIST))
+    fetch = f"Fetch it: `snakemake {folder}/{FILE_LIST}`."
+    if not folder.is_dir():
+        raise WorldtuneError(f"{folder} does not exist; a network is expected there. {fetch}")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise WorldtuneError(f"{folder} is empty; a network is expected there. {fetch}")
+    return digest({path.name: sha256_file(path) for path in files})
+
+
+def choose_device(device: str) -> str:
+    """Return "cuda" or "cpu" for "auto", and any other name as it is."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device

@@ -1,0 +1,166 @@
+"""Stage annotate: one kind of control of a shard's clips, made by a network from their frames."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import sha256_file
+from worldtune.common.versions import stage_version
+from worldtune.dataset.annotators import Annotator, DepthAnnotator
+from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
+from worldtune.dataset.captions import STAGE as CAPTION_STAGE
+from worldtune.dataset.clips import caption_path, control_path, video_path
+from worldtune.dataset.config import DatasetConfig
+from worldtune.dataset.controls import COLUMNS, control_stage
+from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
+from worldtune.dataset.ingest import STAGE as INGEST_STAGE
+from worldtune.dataset.ledger import Ledger, open_ledger
+from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
+from worldtune.dataset.work import Outcome, Task, do_tasks
+
+if TYPE_CHECKING:
+    from worldtune.annotate.protocol import ClipAnnotator, ClipToAnnotate
+
+VERSION = 1
+
+Row = dict[str, Any]
+
+
+def annotate_clips(
+    name: str,
+    config: DatasetConfig,
+    shard: str,
+    kind: str,
+    *,
+    datasets: Path = Path("datasets"),
+    checkpoints: Path = Path("checkpoints"),
+    device: str = "auto",
+) -> Path:
+    """Annotate the clips of a shard and write its manifest; only clips whose frames or annotator changed are done.
+
+    Args:
+        name: the dataset's name.
+        config: the dataset's configuration.
+        shard: four digits.
+        kind: the control, one of the dataset's `annotate`.
+        datasets: folder of all datasets.
+        checkpoints: folder of all checkpoints, which holds the networks.
+        device: "cuda", "cpu" or "auto".
+
+    Returns:
+        The manifest's path. It has a row for each usable clip of stage ingest, with the reason where a clip could not
+        be annotated.
+
+    Raises:
+        WorldtuneError: the dataset does not annotate this control, a manifest is missing, or a network cannot be
+            loaded.
+    """
+    annotator = config.annotate.find(kind)
+    if annotator is None:
+        raise WorldtuneError(f"dataset {name} has no annotator of {kind!r} (datasets.{name}.annotate).")
+    root = datasets / name
+    stage = control_stage(kind, config)
+    path = manifest_path(root, stage, shard)
+    clips = _clips(root, shard)
+    captions = _captions(root, shard) if annotator.reads_captions else {}
+    with open_ledger(root, stage, shard) as ledger:
+        rows = _annotate(ledger, clips, captions, kind, annotator, checkpoints, device, f"{stage} {name} {shard}")
+        write_manifest(path, rows, COLUMNS)
+    return path
+
+
+def _clips(root: Path, shard: str) -> list[Row]:
+    rows = read_manifest(manifest_path(root, INGEST_STAGE, shard), INGEST_COLUMNS)
+    return [row for row in rows if row["status"] == "ok"]
+
+
+def _captions(root: Path, shard: str) -> dict[str, Row]:
+    rows = read_manifest(manifest_path(root, CAPTION_STAGE, shard), CAPTION_COLUMNS)
+    return {row["clip_id"]: row for row in rows if row["status"] == "ok"}
+
+
+def _annotate(
+    ledger: Ledger,
+    clips: list[Row],
+    captions: dict[str, Row],
+    kind: str,
+    annotator: Annotator,
+    checkpoints: Path,
+    device: str,
+    label: str,
+) -> list[Row]:
+    # Imported here: the networks' libraries take seconds, and reading this module's columns must not need them.
+    from worldtune.annotate.protocol import ClipToAnnotate, folder_sha256
+
+    root = ledger.root
+    shared = {
+        "settings": annotator.model_dump(mode="json"),
+        "models_sha256": [folder_sha256(checkpoints / model) for model in annotator.models],
+        "versions": [VERSION, stage_version(f"annotate/{kind}.py")],
+    }
+    tasks = []
+    for clip in clips:
+        identifier = clip["clip_id"]
+        caption = captions.get(identifier)
+        inputs = {"video_sha256": clip["video_sha256"], **shared}
+        if annotator.reads_captions:
+            inputs["caption_sha256"] = caption["caption_sha256"] if caption else None
+        seen = ClipToAnnotate(
+            clip_id=identifier,
+            video=video_path(root, identifier),
+            num_frames=clip["num_frames"],
+            width=clip["width"],
+            height=clip["height"],
+            fps=clip["fps"],
+            caption=caption_path(root, identifier).read_text(encoding="utf-8").strip() if caption else None,
+        )
+        tasks.append(Task(clip_id=identifier, inputs=inputs, argument=(clip, seen)))
+    work = _Work(root, kind, lambda: LOADERS[kind](annotator, checkpoints, device))
+    return do_tasks(ledger, tasks, work, work.died, label=label, processes=1)
+
+
+class _Work:
+    """Annotates clips one by one; the networks are loaded for the first of them."""
+
+    def __init__(self, root: Path, kind: str, load: "Callable[[], ClipAnnotator]") -> None:
+        self._root, self._kind, self._load = root, kind, load
+        self._annotator: ClipAnnotator | None = None
+
+    def __call__(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
+        clip, seen = argument
+        self._annotator = self._annotator or self._load()
+        target = control_path(self._root, seen.clip_id, self._kind)
+        try:
+            num_frames = self._annotator.annotate(seen, target)
+            if num_frames != seen.num_frames:
+                raise WorldtuneError(f"{num_frames} frames were annotated, the clip has {seen.num_frames}")
+        except WorldtuneError as error:
+            target.unlink(missing_ok=True)
+            return Outcome(row=self._row(clip, f"{self._kind} not made: {error}".replace(str(seen.video), "the clip")))
+        facts = {"num_frames": num_frames, "control_sha256": sha256_file(target)}
+        return Outcome(row=self._row(clip, "", **facts), outputs=(target,))
+
+    def died(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
+        return Outcome(row=self._row(argument[0], f"{self._kind} died: the process ended without a word"))
+
+    def _row(self, clip: Row, reason: str, **facts: Any) -> Row:
+        row = {column: clip[column] for column in CLIP_COLUMNS} | {
+            "status": "unusable" if reason else "ok",
+            "reason": reason,
+            "video_sha256": clip["video_sha256"],
+            "num_frames": None,
+            "control_sha256": None,
+        }
+        return row | facts
+
+
+def _load_depth(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnnotator":
+    from worldtune.annotate.depth import DepthNetwork
+
+    assert isinstance(annotator, DepthAnnotator)
+    return DepthNetwork(checkpoints / annotator.model, device)
+
+
+LOADERS: "dict[str, Callable[[Annotator, Path, str], ClipAnnotator]]" = {"depth": _load_depth}
+"""By kind of control: loads the networks that an annotator's configuration names."""
