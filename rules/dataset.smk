@@ -110,7 +110,7 @@ rule captions:
 rule t5:
     input:
         captions="datasets/{dataset}/manifests/captions/{shard}.parquet",
-        encoder=lambda wildcards: f"checkpoints/{DATASETS[wildcards.dataset].text_encoder}/files.json",
+        encoder=text_encoder,
     output:
         manifest="datasets/{dataset}/manifests/t5/{shard}.parquet",
     log:

@@ -225,9 +225,7 @@ FORMATS = {
     for form in (
         Format(name="mp4", suffix=".mp4", make=_mp4, read=_read_video, tokens=MP4_TOKENS),
         Format(name="mkv", suffix=".mkv", make=_mkv, read=_read_video, tokens=MKV_TOKENS),
-        Format(
-            name="seg", suffix=".pickle", make=_seg, read=_read_seg, tokens=PICKLE_TOKENS, by_hand=PICKLES
-        ),
+        Format(name="seg", suffix=".pickle", make=_seg, read=_read_seg, tokens=PICKLE_TOKENS, by_hand=PICKLES),
         Format(
             name="keypoint",
             suffix=".pickle",
@@ -273,13 +271,9 @@ FORMATS = {
             tokens=PICKLE_TOKENS,
             by_hand=HOSTILE_PICKLES[:16],
         ),
-        Format(
-            name="caption_jsonl", suffix=".jsonl", make=_caption_list, read=_read_caption_list, tokens=JSON_TOKENS
-        ),
+        Format(name="caption_jsonl", suffix=".jsonl", make=_caption_list, read=_read_caption_list, tokens=JSON_TOKENS),
         Format(name="caption_csv", suffix=".csv", make=_caption_csv, read=_read_caption_list, tokens=JSON_TOKENS),
-        Format(
-            name="caption_json", suffix=".json", make=_caption_json, read=_read_caption_json, tokens=JSON_TOKENS
-        ),
+        Format(name="caption_json", suffix=".json", make=_caption_json, read=_read_caption_json, tokens=JSON_TOKENS),
         Format(
             name="hdvila_jsonl",
             suffix=".jsonl",

@@ -36,7 +36,9 @@ def _global(module: str, name: str) -> bytes:
 def _array(shape: bytes, data: bytes, kind: str = "f2") -> bytes:
     """A pickle of one array with any shape over any bytes."""
     dtype = _global("numpy", "dtype") + _text(kind) + b"\x85R"
-    return b"\x80\x04" + _global("numpy._core.numeric", "_frombuffer") + b"(" + data + dtype + shape + _text("C") + b"tR."
+    return (
+        b"\x80\x04" + _global("numpy._core.numeric", "_frombuffer") + b"(" + data + dtype + shape + _text("C") + b"tR."
+    )
 
 
 def _bytes(value: bytes) -> bytes:
@@ -84,7 +86,11 @@ HOSTILE_PICKLES: tuple[bytes, ...] = (
     _array(b"K\x01\x85", _bytes(b"\0" * 16), "c16"),
     _array(b"K\x01\x85", _bytes(b"\0" * 8), "O"),
     # Each call of the last two would make the same few bytes anew.
-    b"\x80\x02](" + _text("x" * 100_000) + b"q\x00" + (_global("_codecs", "encode") + b"h\x00" + _text("latin1") + b"\x86R") * 40_000 + b"e.",
+    b"\x80\x02]("
+    + _text("x" * 100_000)
+    + b"q\x00"
+    + (_global("_codecs", "encode") + b"h\x00" + _text("latin1") + b"\x86R") * 40_000
+    + b"e.",
     b"\x80\x05](\x96"
     + struct.pack("<Q", 200_000)
     + b"\0" * 200_000
@@ -92,7 +98,8 @@ HOSTILE_PICKLES: tuple[bytes, ...] = (
     + _global("numpy", "dtype")
     + _text("f2")
     + b"\x85Rq\x01"
-    + (_global("numpy._core.numeric", "_frombuffer") + b"(h\x00h\x01J\xa0\x86\x01\x00\x85" + _text("C") + b"tR") * 20_000
+    + (_global("numpy._core.numeric", "_frombuffer") + b"(h\x00h\x01J\xa0\x86\x01\x00\x85" + _text("C") + b"tR")
+    * 20_000
     + b"e.",
 )
 """Bytes of each; what they hold is in no format."""

@@ -24,6 +24,8 @@ INDEX_SUFFIX = ".safetensors.index.json"
 """End of the name of the file that lists the parts of a sharded safetensors checkpoint."""
 PICKLED = (".pt", ".pth", ".ckpt")
 """Suffixes of files of torch.save."""
+MAX_FILE_NAME = 255
+"""Characters of a file's name."""
 Weights = Literal["raw", "ema"]
 """Which weights of a training file are wanted: those of the last step, or their moving average."""
 NOT_AVERAGED = ("net.pos_embedder.seq", "logvar.0.freqs", "logvar.0.phases")
@@ -236,7 +238,7 @@ def _parts_of_index(path: Path) -> dict[str, str]:
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         raise WorldtuneError(f'{path} has no "weight_map" from names to files. Fetch it again.')
     for part in sorted(set(parts.values())):
-        if Path(part).name != part:
+        if Path(part).name != part or len(part) > MAX_FILE_NAME:
             raise WorldtuneError(f"{path} names the part {shown(part)}: expected a file in the same folder.")
     return parts
 

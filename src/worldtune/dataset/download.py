@@ -108,7 +108,9 @@ def _clip(where: str, record: Any) -> ListedClip:
     video, url = str(values.get("video_id", "")), str(values.get("url", ""))
     # The id names a file: one that is none could name any.
     if not VIDEO_ID.fullmatch(video):
-        raise WorldtuneError(f"{where}: video_id is {shown(values.get('video_id'))}; expected letters, digits, _ and -.")
+        raise WorldtuneError(
+            f"{where}: video_id is {shown(values.get('video_id'))}; expected letters, digits, _ and -."
+        )
     if not _is_web_address(url):
         raise WorldtuneError(f"{where}: url is {shown(values.get('url'))}; expected one that begins with https://.")
     start_s, end_s = (_seconds(where, key, values.get(key)) for key in ("span_start", "span_end"))

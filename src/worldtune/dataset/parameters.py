@@ -11,10 +11,13 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "fetch_videos": ("max_clips", "num_shards", "version"),
     "ingest": ("kind", "path", "listing", "min_frames", "version"),
     "captions": ("kind", "path", "listing", "version"),
-    "t5": ("text_encoder", "text_max_tokens", "version"),
+    "t5": ("text", "given_texts", "text_store", "text_encoder", "text_max_tokens", "version"),
     "controls": ("control", "given", "version"),
     "annotate": ("control", "annotator", "version"),
-    "validate": ("controls", "views", "held_out_fraction", "min_clips", "text_encoder", "text_max_tokens", "version"),
+    "validate": (
+        *("controls", "views", "held_out_fraction", "min_clips", "text", "text_store", "text_encoder"),
+        *("text_max_tokens", "version"),
+    ),
 }
 """Names of the values of each stage; a rule has one param for each."""
 
@@ -56,6 +59,9 @@ def stage_values(
             annotator = config.annotate.find(_required(control))
             version = stage_version(f"annotate/{control}.py")
             values[key] = annotator.model_dump(mode="json") | {"version": version} if annotator else None
+        elif key == "given_texts":
+            listing = list_dataset(name, config) if config.text == "given" else None
+            values[key] = listing.texts(_required(shard), config.views, config.view_text) if listing else []
         elif key == "given":
             values[key] = list_dataset(name, config).controls(_required(shard), _required(control))
         elif key == "listing":

@@ -185,23 +185,29 @@ def _reasons(
     config: DatasetConfig,
 ) -> list[str]:
     """Return everything that speaks against a clip; the words before a colon are what reasons are counted by."""
-    reasons = [row["reason"] for row in (video, caption, text, *controls.values()) if row.get("status") == "unusable"]
+    # Given embeddings are what training reads; captions beside them are for people.
+    told = (video, text) if config.text == "given" else (video, caption, text)
+    reasons = [row["reason"] for row in (*told, *controls.values()) if row.get("status") == "unusable"]
     if reasons:
         return reasons
     if not video:
         return ["no video: no stage has read one"]
-    if not caption:
+    if config.text == "given":
+        if not text:
+            return ["no text embedding: no stage has read one"]
+    elif not caption:
         return ["no caption: no stage has read one"]
-    if text.get("caption_sha256") != caption["caption_sha256"]:
+    elif text.get("caption_sha256") != caption["caption_sha256"]:
         reasons.append("text embedding out of date: it is not of this caption; run stage t5 again")
-    elif not 1 <= text["num_tokens"] <= config.text_max_tokens:
+    if not reasons and not 1 <= text["num_tokens"] <= config.text_max_tokens:
         reasons.append(f"text embedding too long: {text['num_tokens']} tokens; at most {config.text_max_tokens}")
     if video["num_frames"] < config.min_frames:
         reasons.append(f"too short: {video['num_frames']} frames; at least {config.min_frames} are needed")
     for kind, row in controls.items():
         if row.get("video_sha256") != video["video_sha256"] or row["num_frames"] != video["num_frames"]:
             reasons.append(f"{kind} out of date: it is not of this video; run stage controls again")
-    paths = [video_path(root, identifier), caption_path(root, identifier), t5_path(root, identifier)]
+    paths = [video_path(root, identifier), t5_path(root, identifier, config.text_store)]
+    paths += [caption_path(root, identifier)] if caption.get("status") == "ok" else []
     paths += [control_path(root, identifier, kind) for kind in controls]
     gone = [path.relative_to(root).as_posix() for path in paths if not path.is_file()]
     if gone:
