@@ -71,7 +71,7 @@ HOSTILE_PICKLES: tuple[bytes, ...] = (
     b"\x80\x02}N" + TWICE * 60 + b"Ns.",
     b"\x80\x04\x8f(N" + TWICE * 60 + b"\x90.",
     b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
-    b"\x80\x02" + b"(" * 1_000_000 + b".",
+    b"\x80\x02" + b"(" * 100_000 + b".",
     b"\x80\x02]\x94" + b"h\x00a" * 1000 + b".",
     b"\x80\x05\x96" + b"\xff" * 8 + b".",
     b"\x80\x05\x8e" + struct.pack("<Q", 1 << 40) + b".",

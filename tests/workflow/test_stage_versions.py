@@ -34,7 +34,10 @@ STAGES = {
     "fetch_videos": ["dataset/download.py"],
     "ingest": ["dataset/ingest.py", "dataset/listing.py", "media/video.py"],
     "captions": ["dataset/captions.py", "dataset/listing.py"],
-    "t5": ["dataset/t5.py", "annotate/t5.py", "dataset/text.py"],
+    "t5": [
+        "dataset/t5.py",
+        *("annotate/t5.py", "annotate/t5_parallel.py", "dataset/text.py", "dataset/text_files.py", "dataset/layout.py"),
+    ],
     "controls": [
         "dataset/controls.py",
         *("controls/edge.py", "controls/shrink.py", "formats/rle.py", "media/geometry.py", "media/video.py"),

@@ -98,11 +98,11 @@ class DatasetConfig(BaseModel):
     text: Literal["made", "given"] = "made"
     """Whether text embeddings are made from the captions, or given as t5_xxl/NAME.pickle, .pkl or .safetensors where
     the layout has the controls (kind folder). Given ones need no captions. With `views`, a video of the main view has
-    the embedding given for it, and the others that of their view, t5_xxl/prefix_VIEW.pkl (layout original:
+    the embedding given for it, and one of another view that of its view, t5_xxl/prefix_VIEW.pkl (layout original:
     cache/prefix_VIEW.pkl)."""
     view_text: ViewText = "alone"
-    """What the embedding of a view is to given embeddings (text: given): all the text that its videos have, except for
-    the main view, which has none of it; or what every video has before its own embedding."""
+    """How the embedding of a view is used (text: given). alone: it is the text of all videos of a view other than the
+    main one. before: every view has one, and each of its videos has it before its own."""
     text_store: TextStore = "pickle"
     """Format of the embeddings' files: the pickle of Cosmos-Transfer1, or safetensors, which are read faster. Training
     reads either; a change makes the embeddings again."""
