@@ -140,7 +140,7 @@ rule t5:
             f"datasets/{wildcards.dataset}/manifests/{caption_stage(DATASETS[wildcards.dataset])[0]}"
             f"/{wildcards.shard}.parquet"
         ),
-        encoder=lambda wildcards: f"checkpoints/{DATASETS[wildcards.dataset].text_encoder}/files.json",
+        encoder=text_encoder,
     output:
         manifest="datasets/{dataset}/manifests/t5/{shard}.parquet",
     log:

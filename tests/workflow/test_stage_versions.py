@@ -39,7 +39,10 @@ STAGES = {
         *("annotate/answers.py", "annotate/chat_server.py", "annotate/vision_language.py"),
         "formats/structured_caption.py",
     ],
-    "t5": ["dataset/t5.py", "annotate/t5.py", "dataset/text.py"],
+    "t5": [
+        "dataset/t5.py",
+        *("annotate/t5.py", "annotate/t5_parallel.py", "dataset/text.py", "dataset/text_files.py", "dataset/layout.py"),
+    ],
     "controls": [
         *("dataset/controls.py", "dataset/control_checks.py", "formats/controls.py", "media/looks.py"),
         *("controls/edge.py", "controls/shrink.py", "formats/rle.py", "media/geometry.py", "media/video.py"),

@@ -18,6 +18,7 @@ from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.control_checks import ControlFacts, check_control
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
+from worldtune.dataset.layout import Layout, given_path
 from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import control_key
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
@@ -94,24 +95,24 @@ def make_controls(
     stage = control_stage(kind, config)
     path = manifest_path(root, stage, shard)
     with open_ledger(root, stage, shard) as ledger:
-        tasks = _tasks(root, source_folder(name, config, datasets), shard, kind)
+        tasks = _tasks(root, source_folder(name, config, datasets), shard, kind, config.layout)
         label = f"{stage} {name} {shard}"
         rows = do_tasks(ledger, tasks, make_control, _died, label=label, processes=processes)
         write_manifest(path, rows, COLUMNS)
     return path
 
 
-def _tasks(root: Path, source: Path, shard: str, kind: str) -> list[Task[ControlJob]]:
+def _tasks(root: Path, source: Path, shard: str, kind: str, layout: Layout) -> list[Task[ControlJob]]:
     tasks = []
     for clip in read_manifest(manifest_path(root, INGEST_STAGE, shard), INGEST_COLUMNS):
         if clip["status"] != "ok":
             continue
-        given_key = control_key(clip["source_key"], kind)
+        given_key = control_key(clip["source_key"], kind, layout)
         job = ControlJob(
             kind=kind,
             clip=clip,
             video=video_path(root, clip["clip_id"]),
-            given=source / given_key,
+            given=given_path(source, given_key),
             given_key=given_key,
             target=control_path(root, clip["clip_id"], kind),
         )

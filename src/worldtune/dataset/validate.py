@@ -244,16 +244,21 @@ def _reasons(
     config: DatasetConfig,
 ) -> list[str]:
     """Return everything that speaks against a clip; the words before a colon are what reasons are counted by."""
-    reasons = [row["reason"] for row in (video, caption, text, *controls.values()) if row.get("status") == "unusable"]
+    # Given embeddings are what training reads; captions beside them are for people.
+    told = (video, text) if config.text == "given" else (video, caption, text)
+    reasons = [row["reason"] for row in (*told, *controls.values()) if row.get("status") == "unusable"]
     if reasons:
         return reasons
     if not video:
         return ["no video: no stage has read one"]
-    if not caption:
+    if config.text == "given":
+        if not text:
+            return ["no text embedding: no stage has read one"]
+    elif not caption:
         return ["no caption: no stage has read one"]
-    if text.get("caption_sha256") != caption["caption_sha256"]:
+    elif text.get("caption_sha256") != caption["caption_sha256"]:
         reasons.append("text embedding out of date: it is not of this caption; run stage t5 again")
-    elif not 1 <= text["num_tokens"] <= config.text_max_tokens:
+    if not reasons and not 1 <= text["num_tokens"] <= config.text_max_tokens:
         reasons.append(f"text embedding too long: {text['num_tokens']} tokens; at most {config.text_max_tokens}")
     if video["num_frames"] < config.min_frames:
         reasons.append(f"too short: {video['num_frames']} frames; at least {config.min_frames} are needed")
@@ -274,7 +279,8 @@ def _check_files(root: Path, rows: Iterable[Row], config: DatasetConfig, threads
     files: dict[str, dict[str, str]] = {}
     for row in checked:
         clip = row["clip_id"]
-        hashes = {video_path(root, clip): row["video_sha256"], t5_path(root, clip): row["t5_sha256"]}
+        hashes = {video_path(root, clip): row["video_sha256"]}
+        hashes[t5_path(root, clip, config.text_store)] = row["t5_sha256"]
         hashes |= {control_path(root, clip, kind): row[f"{kind}_sha256"] for kind in config.controls}
         files[clip] = {path.relative_to(root).as_posix(): sha256 for path, sha256 in hashes.items()}
     expected = {name: sha256 for hashes in files.values() for name, sha256 in hashes.items()}
@@ -284,9 +290,11 @@ def _check_files(root: Path, rows: Iterable[Row], config: DatasetConfig, threads
         clip = row["clip_id"]
         found = {name: problems[name] for name in files[clip] if name in problems}
         caption = caption_path(root, clip)
-        if caption not in captions:
+        # Where embeddings are given there may be none.
+        expected_caption = row["caption_sha256"]
+        if expected_caption and caption not in captions:
             found[caption.relative_to(root).as_posix()] = "gone"
-        elif captions[caption][1] != row["caption_sha256"]:
+        elif expected_caption and captions[caption][1] != expected_caption:
             found[caption.relative_to(root).as_posix()] = "changed"
         for what, advice in FILE_ADVICE.items():
             names = [name for name, problem in found.items() if problem == what]
