@@ -72,7 +72,8 @@ def test_frames_are_prepared_as_by_the_image_processor(network, size):
 def test_a_clip_is_scaled_as_a_whole(network, tmp_path):
     clip = clip_of(tmp_path, fps=30_000 / 1001)
     target = tmp_path / "depth/clip.mp4"
-    assert network.annotate(clip, target) == clip.num_frames
+    network.annotate(clip, target)
+    assert probe(target).num_frames == clip.num_frames
     depth = expected_depth(network, clip)
     exact = np.stack(list(read_lossless_depth(target)))
     assert (exact.min(), exact.max()) == (0, MAX_LEVEL_16)

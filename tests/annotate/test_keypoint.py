@@ -49,8 +49,10 @@ def clip(tmp_path_factory) -> ClipToAnnotate:
 
 
 def annotate(network: WholeBody, clip: ClipToAnnotate, path: Path):
-    assert network.annotate(clip, path) == clip.num_frames
-    return read_pickle(path, MAX_CONTROL_BYTES)
+    network.annotate(clip, path)
+    people = read_pickle(path, MAX_CONTROL_BYTES)
+    assert len(people) == clip.num_frames
+    return people
 
 
 def test_keypoints_are_those_of_rtmlib(folder, clip, tmp_path):
@@ -109,8 +111,8 @@ def test_no_frame_is_decoded_twice(folder, clip, tmp_path, monkeypatch):
         return iterate_frames(path)
 
     monkeypatch.setattr(worldtune.annotate.keypoint, "iterate_frames", counted)
-    first = load(folder).annotate(clip, tmp_path / "a.pickle")
-    assert (first, opened) == (NUM_FRAMES, [clip.video])
+    load(folder).annotate(clip, tmp_path / "a.pickle")
+    assert opened == [clip.video]
 
 
 def test_a_network_of_one_person_a_run_gives_the_same(folder, clip, tmp_path):

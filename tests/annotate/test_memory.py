@@ -28,7 +28,7 @@ else:
 for count in ({SHORT}, {LONG}):
     facts = dict(num_frames=count, width={WIDTH}, height={HEIGHT}, fps=24.0, caption=None)
     clip = ClipToAnnotate(clip_id="clip", video=folder / f"{{count}}.mp4", **facts)
-    assert network.annotate(clip, folder / "made.mp4") == count
+    network.annotate(clip, folder / "made.mp4")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

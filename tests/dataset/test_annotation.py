@@ -9,7 +9,7 @@ from worldtune.dataset.depth_bounds import measure_depth_bounds
 from worldtune.dataset.manifest import read_manifest
 from worldtune.demo.annotators import write_depth_network, write_keypoint_networks
 from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
-from worldtune.media.video import probe
+from worldtune.media.video import probe, read_frames, write_video
 
 
 @pytest.fixture
@@ -108,11 +108,14 @@ def test_a_clip_that_cannot_be_annotated_keeps_a_row(annotated, monkeypatch):
     write, bad = DepthNetwork.annotate, clip_id("a.mp4")
 
     def one_frame_less(self, clip, target):
-        return write(self, clip, target) - (clip.clip_id == bad)
+        write(self, clip, target)
+        if clip.clip_id == bad:
+            write_video(target, read_frames(target, 0, 5), clip.fps)
 
     monkeypatch.setattr(DepthNetwork, "annotate", one_frame_less)
     rows = {row["clip_id"]: row for row in annotate(annotated)}
-    assert rows[bad]["reason"] == "depth not made: 5 frames were annotated, the clip has 6"
+    assert rows[bad]["reason"].startswith("depth not made: ")
+    assert "5 frames" in rows[bad]["reason"]
     assert list(files(annotated)) == [f"{clip_id('b.mp4')}.mp4"]
 
 

@@ -194,7 +194,7 @@ def test_no_control_is_taken_for_frames_that_the_clip_does_not_have(source, kind
     give(source, kind, content)
     (row,) = rows_by_key(source.controls(kind)).values()
     assert row["reason"].startswith(f"{kind} unusable: the video {part}")
-    assert row["reason"].endswith("encode the video with a constant rate, upright, and make the control from that")
+    assert row["reason"].endswith("encode the video with a constant rate, upright, and make its control from that")
 
 
 def test_a_given_video_that_is_turned_is_refused(ingested):

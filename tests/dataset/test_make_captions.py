@@ -13,6 +13,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
 from worldtune.dataset.captioner import DENSE_PROMPT, STRUCTURED_PROMPT
 from worldtune.dataset.clips import caption_path, clip_id, load_dataset
+from worldtune.dataset.ledger import ledger_path
 from worldtune.dataset.make_captions import COLUMNS, MAX_FAILURES
 from worldtune.dataset.manifest import read_manifest
 from worldtune.dataset.parameters import stage_values
@@ -216,9 +217,11 @@ def test_a_killed_job_goes_on_where_it_stood(source, service):
     set_captioner(source, service, concurrency=1)
     source.ingest()
     service.reply = lambda payload: None if len(service.requests) == 4 else "A thing."
+    ledger = ledger_path(source.root, "captions", "0000")
     process = multiprocessing.get_context("fork").Process(target=make_captions_of, args=(source,))
     process.start()
-    while len(service.requests) < 4:
+    # The answers reach the ledger a moment after they were given.
+    while len(service.requests) < 4 or ledger.read_text().count('"row"') < 3:
         process.join(0.02)
         assert process.is_alive()
     os.kill(process.pid, signal.SIGKILL)

@@ -151,11 +151,11 @@ def test_an_exported_dataset_of_views_is_read_as_the_same(waymo, tmp_path):
 
 
 def test_an_exported_dataset_of_one_view_is_read_as_the_same(source, fake_encoder, tmp_path):
-    source.options |= {"controls": ["edge", "depth"], "min_clips": 2}
+    source.options |= {"controls": ["edge", "hdmap"], "min_clips": 2}
     for name, caption in (("sub/a", "one word"), ("b", "two more words")):
         source.add(f"{name}.mp4", caption=caption, seed=len(caption))
         folder, _, stem = name.rpartition("/")
-        source.add(f"{folder}/depth/{stem}.mp4".strip("/"), caption=None)
+        source.add(f"{folder}/hdmap/{stem}.mp4".strip("/"), caption=None)
     source.all_stages()
     conclude(examine("tiny", source.config, datasets=source.datasets))
     before = {clip.video_sha256: (clip.caption_sha256, clip.t5_sha256) for clip in load_dataset(source.root).clips}

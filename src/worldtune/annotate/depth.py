@@ -103,7 +103,7 @@ class DepthNetwork:
             size = size or self.input_size(batch[0])
             yield self.model(pixel_values=self.prepare(np.stack(batch), size)).predicted_depth
 
-    def annotate(self, clip: ClipToAnnotate, target: Path) -> int:
+    def annotate(self, clip: ClipToAnnotate, target: Path) -> None:
         """Write depth as grey, near bright, on one scale; see protocol.ClipAnnotator and depth_files.depth_writer.
 
         Where the scale is the clip's own, the network's predictions wait in a file without a name, so that memory does
@@ -117,12 +117,9 @@ class DepthNetwork:
             if bounds is None:
                 bounds, shapes = _keep(windows, spool, size)
                 windows = _kept(spool, shapes, self.model.dtype, self.device)
-            num_frames = 0
             with depth_writer(target, clip.fps, bounds, lossless=self.lossless) as append:
                 for window in windows:
                     append(full_size(window, size).cpu().numpy())
-                    num_frames += len(window)
-        return num_frames
 
 
 def full_size(predicted: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -104,14 +104,13 @@ class WholeBody:
                 f"{pose} gives {shapes}; expected {expected}. Take an RTMPose or RTMW of the whole body."
             )
 
-    def annotate(self, clip: ClipToAnnotate, target: Path) -> int:
+    def annotate(self, clip: ClipToAnnotate, target: Path) -> None:
         """Write the people of every frame; see protocol.ClipAnnotator and formats.keypoints.person_fields."""
         frames: list[list[Person]] = []
         decoded = iterate_frames(clip.video)
         while window := list(itertools.islice(decoded, FRAMES_PER_WINDOW)):
             frames += self.people(window)
         write_keypoints(target, frames)
-        return len(frames)
 
     def people(self, frames: list[np.ndarray]) -> list[list[Person]]:
         """Return the people of each frame (uint8 [H, W, 3]), the most certain ones first.

@@ -29,8 +29,8 @@ class ClipToAnnotate:
 class ClipAnnotator(Protocol):
     """A loaded network."""
 
-    def annotate(self, clip: ClipToAnnotate, target: Path) -> int:
-        """Write the control of a whole clip to `target`, whole or not at all, and return its number of frames.
+    def annotate(self, clip: ClipToAnnotate, target: Path) -> None:
+        """Write the control of a whole clip to `target`, whole or not at all.
 
         Raises:
             WorldtuneError: this clip cannot be annotated; the message says why.

@@ -41,7 +41,7 @@ class SegmentationNetworks:
         """Take networks that are loaded."""
         self.detector, self.tracker, self.settings = detector, tracker, settings
 
-    def annotate(self, clip: ClipToAnnotate, target: Path) -> int:
+    def annotate(self, clip: ClipToAnnotate, target: Path) -> None:
         """Write the masks of the clip's objects; see protocol.ClipAnnotator."""
         frames = ClipFrames(clip.video, clip.num_frames, clip.height, clip.width)
         if clip.prompts is not None:
@@ -62,7 +62,6 @@ class SegmentationNetworks:
                 raise WorldtuneError("no object was found in it")
             logger.warning("%s: no object was found; its file has none, so that its control is black", clip.clip_id)
         write_segmentation(target, [(thing.candidate.phrase, thing.mask) for thing in objects])
-        return len(frames)
 
     def _search(self, clip: ClipToAnnotate, frames: ClipFrames) -> dict[int, list[Candidate]]:
         settings = self.settings
