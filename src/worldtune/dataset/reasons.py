@@ -19,8 +19,8 @@ MENDS: dict[str, str] = {
     "no view": "Move the video into the folder of one of the dataset's `views`.",
     "decoder died": "Run the stage again; if it dies again, encode the video anew or remove it.",
     "download failed": "`make retry DATASET=...` asks for it again.",
-    "no caption": "Write NAME.txt beside NAME.mp4, or a line of the list of captions; where a captioner gave none, run it "
-    "again.",
+    "no caption": "Write NAME.txt beside NAME.mp4, or a line of the list of captions; where a captioner gave none, run "
+    "it again.",
     "no structured caption": "Run the captioner again, take another model, or ask for dense captions.",
     "caption unreadable": 'Save the caption as UTF-8 text, or as JSON with a text "caption".',
     "text embedding out of date": "Run stage t5 again.",
