@@ -8,6 +8,7 @@ baseline reads and hashes every file, one after the other, without any check. St
 
 import argparse
 import hashlib
+import json
 import resource
 import sys
 import tempfile
@@ -75,6 +76,7 @@ def _clip(root: Path, key: str, number: int, pixels: bytes, fingerprint: str) ->
     text.write_bytes(b"embedding %d" % number)
     caption = f"A made-up clip, number {number}."
     caption_path(root, clip).write_text(caption + "\n")
+    caption_path(root, clip).with_suffix(".json").write_text(json.dumps({"caption": caption, "source_key": key}))
     common = {"clip_id": clip, "source_key": key, "status": "ok", "reason": ""}
     size = {"num_frames": FRAMES, "width": WIDTH, "height": HEIGHT}
     looks = {"fingerprint": fingerprint, "brightness": 120.0, "motion": 2.0}

@@ -3,8 +3,10 @@ import os
 
 import pytest
 
+from worldtune.common.files import read_json, write_json
 from worldtune.dataset import verification
 from worldtune.dataset.verification import RECORD, read_captions, verify_files
+from worldtune.formats.structured_caption import caption_text
 
 
 @pytest.fixture
@@ -67,8 +69,21 @@ def test_a_damaged_record_is_made_again(files, caplog):
     assert "Every file is hashed again" in caplog.text
 
 
-def test_captions_that_cannot_be_read_are_left_out(tmp_path):
-    (tmp_path / "a.txt").write_text(" A thing.\n")
-    (tmp_path / "b.txt").write_bytes(b"\xff")
-    found = read_captions([tmp_path / f"{name}.txt" for name in "abc"])
-    assert found == {tmp_path / "a.txt": ("A thing.", hashlib.sha256(b"A thing.").hexdigest())}
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_captions_and_their_facts(tmp_path):
+    structured = {"temporal_caption": "A thing.", "subjects": []}
+    facts = {"a": {"caption": "A thing."}, "b": {"caption": "A thing.", "caption_json": structured}}
+    facts |= {"c": {"caption": "Another."}, "d": {"caption": "x"}}
+    for name, content in facts.items():
+        (tmp_path / f"{name}.txt").write_text(" A thing.\n")
+        write_json(tmp_path / f"{name}.json", content)
+    (tmp_path / "d.txt").write_bytes(b"\xff")
+    found = read_captions([tmp_path / f"{name}.txt" for name in "abcde"])
+    assert {path.stem: value for path, value in found.items()} == {
+        "a": ("A thing.", sha256("A thing.")),
+        "b": ("A thing.", sha256(caption_text(read_json(tmp_path / "b.json")["caption_json"]))),
+        "c": ("A thing.", ""),
+    }

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import atomic_path, sha256_file
+from worldtune.common.files import atomic_path, read_json, sha256_file
 from worldtune.common.progress import progress
 from worldtune.dataset.clips import read_rows
+from worldtune.formats.structured_caption import caption_text
 
 RECORD = "ledger/validate/verified.parquet"
 COLUMNS: dict[str, pa.DataType] = {
@@ -67,7 +68,11 @@ def verify_files(root: Path, expected: Mapping[str, str], *, threads: int = 1) -
 
 
 def read_captions(paths: Iterable[Path]) -> dict[Path, tuple[str, str]]:
-    """Return the text of each caption file that can be read, and its SHA-256 as stage captions notes it."""
+    """Return the text of each caption file that can be read, and the SHA-256 that its stage noted for such content.
+
+    That of a structured caption is the hash of what stands in the .json beside the text. Where the two files contradict
+    each other, the hash is empty.
+    """
     texts = {}
     for path in paths:
         try:
@@ -75,8 +80,20 @@ def read_captions(paths: Iterable[Path]) -> dict[Path, tuple[str, str]]:
         except (OSError, UnicodeDecodeError):
             # The caller tells of a file that is gone.
             continue
-        texts[path] = (text, hashlib.sha256(text.encode()).hexdigest())
+        texts[path] = (text, _caption_sha256(text, path.with_suffix(".json")))
     return texts
+
+
+def _caption_sha256(text: str, facts_path: Path) -> str:
+    try:
+        facts = read_json(facts_path)
+    except (WorldtuneError, OSError):
+        return ""
+    if not isinstance(facts, dict) or facts.get("caption") != text:
+        return ""
+    structured = facts.get("caption_json")
+    content = caption_text(structured) if isinstance(structured, dict) else text
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _state(path: Path) -> State | None:
