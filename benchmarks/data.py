@@ -24,7 +24,8 @@ from train_controls import LIGHT, edge_times, scene, timed, vis_times
 from transformers import T5Config, T5EncoderModel
 
 from worldtune.annotate.t5 import TextEncoder
-from worldtune.demo.scenes import plan_scene, scene_names
+from worldtune.dataset.scenes import scene_names
+from worldtune.demo.scenes import plan_scene
 from worldtune.demo.text_encoder import make_tokenizer
 from worldtune.formats.rle import decode_clip_mask, encode_clip_mask
 from worldtune.media.video import read_frames, write_video
