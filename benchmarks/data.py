@@ -1,17 +1,18 @@
 """How fast data is read and prepared: ratios to the plain way of doing the same, each in the same run.
 
-Decoding reads a window of frames in the middle of a clip and at its start; masks are encoded and decoded for such a
+Decoding reads a window of frames at the start and in the middle of a clip; masks are encoded and decoded for such a
 window. Texts of different lengths go through a T5 encoder of random weights. The controls are those of
-benchmarks/train_controls.py, which measures the filter on a GPU as well. Both sides of a ratio are run in turns, and
-the fastest turn of each counts.
+benchmarks/train_controls.py, which measures the filter of vis on a GPU as well. Both sides of a ratio are run in turns,
+and the fastest turn of each counts.
 
-python benchmarks/data.py [--video CLIP.mp4] [--only decoding edge_vis t5 rle]
+python benchmarks/data.py [--size 1280x720] [--turns 3] [--prompts 96] [--only decoding edge_vis t5 rle]
 """
 
 import argparse
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -23,50 +24,38 @@ from train_controls import LIGHT, edge_times, scene, timed, vis_times
 from transformers import T5Config, T5EncoderModel
 
 from worldtune.annotate.t5 import TextEncoder
+from worldtune.dataset.scenes import scene_names
+from worldtune.demo.scenes import plan_scene
 from worldtune.demo.text_encoder import make_tokenizer
 from worldtune.formats.rle import decode_clip_mask, encode_clip_mask
 from worldtune.media.video import read_frames, write_video
 
 WINDOW = 121
 CLIP_FRAMES = 242
-TURNS = 2
 MAX_TOKENS = 512
-WORDS = [
-    "a",
-    "robot",
-    "arm",
-    "lifts",
-    "the",
-    "red",
-    "cup",
-    "from",
-    "the",
-    "table",
-    "while",
-    "two",
-    "cooks",
-    "watch",
-    "the",
-    "kettle",
-    "near",
-    "a",
-    "window",
-]
 
 
-def fastest(*ways: Callable[[], object]) -> list[float]:
-    """Return the fewest seconds that each way took; they take turns, so that a busy machine slows them alike."""
-    turns = [[timed(way) for way in ways] for _ in range(TURNS)]
-    return [min(times) for times in zip(*turns, strict=True)]
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What is measured, and how often."""
+
+    width: int
+    height: int
+    turns: int
+    prompts: int
+    folder: Path
+    """Where files may be written."""
+
+    def fastest(self, *ways: Callable[[], object]) -> list[float]:
+        """Return the fewest seconds that each way took; they take turns, so that a busy machine slows them alike."""
+        turns = [[timed(way) for way in ways] for _ in range(self.turns)]
+        return [min(times) for times in zip(*turns, strict=True)]
 
 
-def row(name: str, baseline_name: str, seconds: tuple[float, float], count: int, unit: str) -> None:
-    """Print a row of the table: what was measured, its baseline, a rate of both, and how many times it is as fast."""
-    ours, baseline = seconds
-    print(
-        f"| {name} | {baseline_name} | {count / baseline:.4g} | {count / ours:.4g} {unit} | {baseline / ours:.2f} |",
-        flush=True,
-    )
+def row(name: str, baseline_name: str, ours: float, baseline: float, count: int, unit: str) -> None:
+    """Print a row of the table of so many units in some seconds of ours and of the baseline."""
+    rates = f"{count / baseline:.4g} | {count / ours:.4g}"
+    print(f"| {name} | {baseline_name} | {rates} | {unit} | {baseline / ours:.2f} |", flush=True)
 
 
 def plain_pyav(path: Path, start: int) -> np.ndarray:
@@ -90,99 +79,77 @@ def plain_opencv(path: Path, start: int) -> np.ndarray:
     return np.stack(frames)
 
 
-def decoding(folder: Path, video: Path | None) -> None:
-    """Read windows of a clip of 1280x720, or of a given one."""
-    path = video or folder / "clip.mp4"
-    if video is None:
-        write_video(path, scene(CLIP_FRAMES, 1280, 720), 24)
-    last = len(plain_starts(path)) - WINDOW
-    for start in sorted({0, last // 2}):
-        ours, pyav, opencv = fastest(
-            lambda start=start: read_frames(path, start, WINDOW),
-            lambda start=start: plain_pyav(path, start),
-            lambda start=start: plain_opencv(path, start),
-        )
+def decoding(bench: Bench) -> None:
+    """Read windows of a clip."""
+    path = bench.folder / "clip.mp4"
+    write_video(path, scene(CLIP_FRAMES, bench.width, bench.height), 24)
+    for start in (0, (CLIP_FRAMES - WINDOW) // 2):
         assert np.array_equal(read_frames(path, start, WINDOW), plain_pyav(path, start))
+        ways = [lambda reader=reader, start=start: reader(path, start) for reader in (plain_pyav, plain_opencv)]
+        ours, pyav, opencv = bench.fastest(lambda start=start: read_frames(path, start, WINDOW), *ways)
         name = f"decoding {WINDOW} frames from frame {start}"
-        row(name, "PyAV, counting from the first frame", (ours, pyav), WINDOW, "frames/s")
-        row(name, "cv2.VideoCapture, seeking", (ours, opencv), WINDOW, "frames/s")
+        row(name, "PyAV, counting from the first frame", ours, pyav, WINDOW, "frames/s")
+        row(name, "cv2.VideoCapture, seeking", ours, opencv, WINDOW, "frames/s")
 
 
-def plain_starts(path: Path) -> range:
-    """Return the numbers of a clip's frames."""
-    with av.open(path) as container:
-        return range(sum(1 for packet in container.demux(video=0) if packet.size))
-
-
-def edge_vis(_folder: Path, _video: Path | None) -> None:
-    """Make the controls of a window of 1280x720."""
-    frames = scene(WINDOW, 1280, 720)
-    turns = [edge_times(frames) for _ in range(TURNS)]
+def edge_vis(bench: Bench) -> None:
+    """Make the controls of a window."""
+    frames = scene(WINDOW, bench.width, bench.height)
+    turns = [edge_times(frames) for _ in range(bench.turns)]
     seconds = min(one.loader for one in turns), min(one.baseline for one in turns)
-    row("edge", "OpenCV, frame by frame", seconds, WINDOW, "frames/s")
+    row("edge", "OpenCV, frame by frame", *seconds, WINDOW, "frames/s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # On the processor the filter is not what training uses: its share is left out.
+    part = frames if device.type == "cuda" else frames[:8]
+    times = [vis_times(part, LIGHT, 2, device) for _ in range(bench.turns)]
+    baseline = min(one.baseline for one in times)
+    row("vis, loader", "OpenCV, frame by frame", min(one.loader for one in times), baseline, len(part), "frames/s")
     if device.type == "cuda":
-        one = vis_times(frames, LIGHT, 2, device)
-        row(
-            "vis, loader and GPU", "OpenCV, frame by frame", (one.loader + one.device, one.baseline), WINDOW, "frames/s"
-        )
-    few = frames[:2]
-    few_times = vis_times(few, LIGHT, 2, torch.device("cpu"))
-    row(
-        "vis, the loader's share",
-        "OpenCV, frame by frame",
-        (few_times.loader, few_times.baseline),
-        len(few),
-        "frames/s",
-    )
+        both = min(one.loader + one.device for one in times)
+        row("vis, loader and GPU", "OpenCV, frame by frame", both, baseline, len(part), "frames/s")
 
 
-def t5(folder: Path, _video: Path | None) -> None:
-    """Embed prompts of 3 to 150 words, in batches and one at a time."""
+def t5(bench: Bench) -> None:
+    """Embed prompts of a sentence to five, in batches and one at a time."""
     tokenizer = make_tokenizer()
-    tokenizer.save_pretrained(folder)
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=512,
-        d_kv=64,
-        d_ff=1024,
-        num_layers=6,
-        num_heads=8,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
+    tokenizer.save_pretrained(bench.folder)
+    sizes = {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 6, "num_heads": 8}
     torch.manual_seed(0)
-    T5EncoderModel(config).save_pretrained(folder)
-    encoder = TextEncoder(folder, "auto")
-    rng = np.random.default_rng(0)
-    prompts = [" ".join(rng.choice(WORDS, rng.integers(3, 30))) for _ in range(96)]
-    seconds = fastest(
+    T5EncoderModel(T5Config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, **sizes)).save_pretrained(
+        bench.folder
+    )
+    encoder = TextEncoder(bench.folder, "auto")
+    sentences = [plan_scene(name, seed=0).caption for name in scene_names(bench.prompts)]
+    prompts = [" ".join(sentences[first : first + 1 + first % 5]) for first in range(bench.prompts)]
+    batched, single = bench.fastest(
         lambda: list(encoder.encode(prompts, MAX_TOKENS)),
         lambda: [list(encoder.encode([prompt], MAX_TOKENS)) for prompt in prompts],
     )
-    row("T5, 6 layers of 512, batched", "one prompt at a time", (seconds[0], seconds[1]), len(prompts), "prompts/s")
+    name = f"T5 ({sizes['num_layers']} layers of {sizes['d_model']}), batched"
+    row(name, "one prompt at a time", batched, single, len(prompts), "prompts/s")
 
 
-def rle(_folder: Path, _video: Path | None) -> None:
-    """Encode a mask of a clip of 704x1280, and decode a window of it."""
-    rows, columns = np.ogrid[:704, :1280]
-    centres = np.linspace(200, 1000, CLIP_FRAMES)
-    mask = np.stack([(rows - 350) ** 2 + (columns - centre) ** 2 < 150**2 for centre in centres])
+def rle(bench: Bench) -> None:
+    """Encode a mask of a clip, and decode a window of it."""
+    rows, columns = np.ogrid[: bench.height, : bench.width]
+    centres = np.linspace(0.2 * bench.width, 0.8 * bench.width, CLIP_FRAMES)
+    radius = bench.height / 4
+    mask = np.stack([(rows - 2 * radius) ** 2 + (columns - centre) ** 2 < radius**2 for centre in centres])
     column = np.asfortranarray(mask.reshape(-1, 1).astype(np.uint8))
     entry = encode_clip_mask(mask)
     assert entry["data"]["counts"] == coco.encode(column)["counts"]
-    encoding = fastest(lambda: encode_clip_mask(mask), lambda: coco.encode(column))
-    row(f"RLE, encoding {CLIP_FRAMES} frames", "pycocotools", (encoding[0], encoding[1]), CLIP_FRAMES, "frames/s")
+    ours, theirs = bench.fastest(lambda: encode_clip_mask(mask), lambda: coco.encode(column))
+    row(f"RLE, encoding {CLIP_FRAMES} frames", "pycocotools", ours, theirs, CLIP_FRAMES, "frames/s")
     start = (CLIP_FRAMES - WINDOW) // 2
 
     def whole() -> np.ndarray:
-        decoded = coco.decode(entry["data"]).reshape(mask.shape)
+        decoded = np.asarray(coco.decode(entry["data"])).reshape(mask.shape)
         return decoded[start : start + WINDOW].astype(bool)
 
     assert np.array_equal(decode_clip_mask(entry, start, WINDOW), whole())
-    decoding_seconds = fastest(lambda: decode_clip_mask(entry, start, WINDOW), whole)
+    ours, theirs = bench.fastest(lambda: decode_clip_mask(entry, start, WINDOW), whole)
     name = f"RLE, decoding {WINDOW} of {CLIP_FRAMES} frames"
-    row(name, "pycocotools, the whole clip", (decoding_seconds[0], decoding_seconds[1]), WINDOW, "frames/s")
+    row(name, "pycocotools, the whole clip", ours, theirs, WINDOW, "frames/s")
 
 
 PARTS = {"decoding": decoding, "edge_vis": edge_vis, "t5": t5, "rle": rle}
@@ -191,15 +158,27 @@ PARTS = {"decoding": decoding, "edge_vis": edge_vis, "t5": t5, "rle": rle}
 def main() -> None:
     """Print a table of ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--video", type=Path, help="a clip of at least 121 frames in the place of a made one")
+    parser.add_argument("--size", default="1280x720", help="WIDTHxHEIGHT of the clip")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=96)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
-    print(f"{os.cpu_count()} cores, PyTorch {torch.__version__}, OpenCV {cv2.__version__}, PyAV {av.__version__}")
-    print("| what | baseline | baseline, a second | ours, a second | ratio |")
-    print("|---|---|---|---|---|")
+    width, height = (int(side) for side in arguments.size.split("x"))
+    versions = f"PyTorch {torch.__version__}, OpenCV {cv2.__version__}, PyAV {av.__version__}"
+    print(f"{os.cpu_count()} cores, {versions}; a clip of {CLIP_FRAMES} frames of {arguments.size}")
+    print("| what | baseline | baseline, a second | ours, a second | unit | ratio |")
+    print("|---|---|---|---|---|---|", flush=True)
     for name in arguments.only:
         with tempfile.TemporaryDirectory() as folder:
-            PARTS[name](Path(folder), arguments.video)
+            PARTS[name](
+                Bench(
+                    width=width,
+                    height=height,
+                    turns=arguments.turns,
+                    prompts=arguments.prompts,
+                    folder=Path(folder),
+                )
+            )
 
 
 if __name__ == "__main__":
