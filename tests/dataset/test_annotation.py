@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from worldtune.annotate.depth import DepthNetwork
@@ -106,14 +108,17 @@ def test_exact_depth_is_kept_and_removed_with_the_other(annotated):
 
 def test_a_clip_that_cannot_be_annotated_keeps_a_row(annotated, monkeypatch):
     write, bad = DepthNetwork.annotate, clip_id("a.mp4")
+    shorter = annotated.add("c.mp4", num_frames=5)
 
     def one_frame_less(self, clip, target):
-        return write(self, clip, target) - (clip.clip_id == bad)
+        return write(self, replace(clip, video=shorter) if clip.clip_id == bad else clip, target)
 
+    annotated.options["annotate"]["depth"]["lossless"] = True
     monkeypatch.setattr(DepthNetwork, "annotate", one_frame_less)
     rows = {row["clip_id"]: row for row in annotate(annotated)}
-    assert rows[bad]["reason"] == "depth not made: 5 frames were annotated, the clip has 6"
-    assert list(files(annotated)) == [f"{clip_id('b.mp4')}.mp4"]
+    assert rows[bad]["status"] == "unusable"
+    assert "it has 5 frames, the clip has 6" in rows[bad]["reason"]
+    assert list(files(annotated)) == [f"{clip_id('b.mp4')}{suffix}" for suffix in (".mkv", ".mp4")]
 
 
 def test_a_network_without_some_weights_is_refused(annotated):
