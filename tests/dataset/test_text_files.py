@@ -11,7 +11,7 @@ from worldtune.dataset.manifest import read_manifest
 from worldtune.dataset.original_layout import write_original_layout
 from worldtune.dataset.t5 import COLUMNS
 from worldtune.dataset.text import read_t5_tokens
-from worldtune.dataset.validate import validate
+from worldtune.dataset.validate import conclude, examine
 
 CHANNELS = 64
 VIEWS = {"pinhole_front": "", "pinhole_front_left": "To the left."}
@@ -113,7 +113,7 @@ def waymo(given):
 
 def test_views_have_the_text_that_the_original_gives_them(waymo):
     waymo.all_stages()
-    validate("tiny", waymo.config, datasets=waymo.datasets)
+    conclude(examine("tiny", waymo.config, datasets=waymo.datasets))
     dataset = load_dataset(waymo.root)
     assert sorted(clip.source_key for clip in dataset.clips) == sorted(
         f"{view}/{name}.mp4" for view in VIEWS for name in ("street_0", "road")
@@ -134,7 +134,7 @@ def test_the_views_text_may_come_before_each_videos_own(waymo):
 
 def test_an_exported_dataset_of_views_is_read_as_the_same(waymo, tmp_path):
     waymo.all_stages()
-    validate("tiny", waymo.config, datasets=waymo.datasets)
+    conclude(examine("tiny", waymo.config, datasets=waymo.datasets))
     assert write_original_layout(load_dataset(waymo.root), tmp_path / "out") == 4
     files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert "cache/prefix_pinhole_front_left.pkl" in files
@@ -143,7 +143,7 @@ def test_an_exported_dataset_of_views_is_read_as_the_same(waymo, tmp_path):
     before = {(clip.view, clip.video_sha256): clip.t5_sha256 for clip in load_dataset(waymo.root).clips}
     waymo.options["path"] = str(tmp_path / "out")
     waymo.all_stages()
-    validate("tiny", waymo.config, datasets=waymo.datasets)
+    conclude(examine("tiny", waymo.config, datasets=waymo.datasets))
     again = load_dataset(waymo.root).clips
     assert {(clip.view, clip.video_sha256): clip.t5_sha256 for clip in again} == before
     with pytest.raises(WorldtuneError, match="is not empty"):
@@ -157,7 +157,7 @@ def test_an_exported_dataset_of_one_view_is_read_as_the_same(source, fake_encode
         folder, _, stem = name.rpartition("/")
         source.add(f"{folder}/depth/{stem}.mp4".strip("/"), caption=None)
     source.all_stages()
-    validate("tiny", source.config, datasets=source.datasets)
+    conclude(examine("tiny", source.config, datasets=source.datasets))
     before = {clip.video_sha256: (clip.caption_sha256, clip.t5_sha256) for clip in load_dataset(source.root).clips}
     write_original_layout(load_dataset(source.root), tmp_path / "out")
     with open(tmp_path / "out/t5_xxl/sub_a.pickle", "rb") as file:
@@ -165,7 +165,7 @@ def test_an_exported_dataset_of_one_view_is_read_as_the_same(source, fake_encode
     assert (array.dtype, array.shape) == (np.float16, (2, 4))
     source.options |= {"path": str(tmp_path / "out"), "layout": "original"}
     source.all_stages()
-    validate("tiny", source.config, datasets=source.datasets)
+    conclude(examine("tiny", source.config, datasets=source.datasets))
     dataset = load_dataset(source.root)
     assert {clip.video_sha256: (clip.caption_sha256, clip.t5_sha256) for clip in dataset.clips} == before
     assert sorted(clip.source_key for clip in dataset.clips) == ["b.mp4", "sub_a.mp4"]
