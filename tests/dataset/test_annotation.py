@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from worldtune.annotate.depth import DepthNetwork
@@ -9,7 +11,7 @@ from worldtune.dataset.depth_bounds import measure_depth_bounds
 from worldtune.dataset.manifest import read_manifest
 from worldtune.demo.annotators import write_depth_network, write_keypoint_networks
 from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
-from worldtune.media.video import probe, read_frames, write_video
+from worldtune.media.video import probe
 
 
 @pytest.fixture
@@ -106,17 +108,17 @@ def test_exact_depth_is_kept_and_removed_with_the_other(annotated):
 
 def test_a_clip_that_cannot_be_annotated_keeps_a_row(annotated, monkeypatch):
     write, bad = DepthNetwork.annotate, clip_id("a.mp4")
+    shorter = annotated.add("c.mp4", num_frames=5)
 
     def one_frame_less(self, clip, target):
-        write(self, clip, target)
-        if clip.clip_id == bad:
-            write_video(target, read_frames(target, 0, 5), clip.fps)
+        write(self, replace(clip, video=shorter) if clip.clip_id == bad else clip, target)
 
+    annotated.options["annotate"]["depth"]["lossless"] = True
     monkeypatch.setattr(DepthNetwork, "annotate", one_frame_less)
     rows = {row["clip_id"]: row for row in annotate(annotated)}
-    assert rows[bad]["reason"].startswith("depth not made: ")
-    assert "5 frames" in rows[bad]["reason"]
-    assert list(files(annotated)) == [f"{clip_id('b.mp4')}.mp4"]
+    assert rows[bad]["status"] == "unusable"
+    assert "it has 5 frames, the clip has 6" in rows[bad]["reason"]
+    assert list(files(annotated)) == [f"{clip_id('b.mp4')}{suffix}" for suffix in (".mkv", ".mp4")]
 
 
 def test_a_network_without_some_weights_is_refused(annotated):

@@ -19,9 +19,12 @@ STAGES = {
             "demo/scenes.py",
             "demo/render.py",
             "demo/figure.py",
+            "demo/whole_body.py",
             "demo/driving.py",
             "dataset/scenes.py",
             "formats/rle.py",
+            "formats/keypoints.py",
+            "annotate/depth_files.py",
         ),
     ],
     "make_demo_checkpoints": [

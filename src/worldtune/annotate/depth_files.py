@@ -20,16 +20,19 @@ AppendDepth = Callable[[np.ndarray], None]
 
 
 def grey_levels(depth: np.ndarray, bounds: tuple[float, float], max_level: int) -> np.ndarray:
-    """Return levels of grey, int64 of the shape of `depth`: 0 at the lower bound and beyond, `max_level` at the upper.
+    """Return levels of grey of the shape of `depth`: 0 at the lower bound and beyond, `max_level` at the upper one.
 
     Args:
         depth: finite, larger where nearer.
         bounds: the depths that are black and white; where they are equal all is black.
-        max_level: the largest level.
+        max_level: MAX_LEVEL_8 for uint8, MAX_LEVEL_16 for uint16.
     """
     low, high = bounds
-    share = np.clip((depth.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1)
-    return np.rint(share * max_level).astype(np.int64)
+    # Single precision resolves a 256th of a level of 16 bits, in half the time of double.
+    levels = np.subtract(depth, low, dtype=np.float32)
+    levels *= max_level / ((high - low) or 1.0)
+    np.clip(np.rint(levels, out=levels), 0, max_level, out=levels)
+    return levels.astype(np.uint8 if max_level == MAX_LEVEL_8 else np.uint16)
 
 
 def lossless_path(path: Path) -> Path:
@@ -55,10 +58,10 @@ def depth_writer(path: Path, fps: float, bounds: tuple[float, float], *, lossles
         append_16 = stack.enter_context(grey16_writer(lossless_path(path), fps)) if lossless else None
 
         def append(depth: np.ndarray) -> None:
-            grey = grey_levels(depth, bounds, MAX_LEVEL_8).astype(np.uint8)
+            grey = grey_levels(depth, bounds, MAX_LEVEL_8)
             append_8(np.repeat(grey[..., None], 3, axis=3))
             if append_16 is not None:
-                append_16(grey_levels(depth, bounds, MAX_LEVEL_16).astype(np.uint16))
+                append_16(grey_levels(depth, bounds, MAX_LEVEL_16))
 
         yield append
 

@@ -29,7 +29,7 @@ def depth_picture(depth_thw: NDArray[np.float32]) -> NDArray[np.uint8]:
     Inverse depth is stretched to 0 to 255 by one minimum and one maximum of the whole clip; the sky is 0.
     """
     inverse = 1 / depth_thw
-    grey = grey_levels(inverse, (float(inverse.min()), float(inverse.max())), MAX_LEVEL_8).astype(np.uint8)
+    grey = grey_levels(inverse, (float(inverse.min()), float(inverse.max())), MAX_LEVEL_8)
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
