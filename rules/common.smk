@@ -20,6 +20,7 @@ from worldtune.dataset.config import (
 from worldtune.common.versions import stage_version
 from worldtune.dataset.controls import control_stage
 from worldtune.dataset.latents import LatentsKind
+from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.parameters import STAGE_KEYS, stage_values
 from worldtune.evaluate.places import check_runs
 from worldtune.recipe.capacity import capacity_values
@@ -246,3 +247,41 @@ def latents_mem_mb(wildcards):
 def text_mem_mb(wildcards):
     """Main memory for loading the encoder: eleven billion parameters in float32 at the worst."""
     return 48000 if DATASETS[wildcards.dataset].kind != "synthetic" else 2000
+
+
+def captioner_model(wildcards):
+    """The list of files of the model that makes a dataset's captions here; nothing where a server is asked."""
+    captioner = DATASETS[wildcards.dataset].captioner
+    if captioner is None or captioner.server:
+        return []
+    CATALOGUE.check_available(
+        captioner.model,
+        f"{config_path()}: datasets.{wildcards.dataset}.captioner.model",
+        Path("checkpoints"),
+    )
+    return f"checkpoints/{captioner.model}/files.json"
+
+
+def captioner_threads(wildcards):
+    """Cores of a job that makes captions: two that run a model would share this machine's first GPU."""
+    return ALL_CORES if captioner_model(wildcards) else 4
+
+
+def captioner_partition(wildcards):
+    """The partition of a job that makes captions; a server has GPUs of its own."""
+    return partition("gpu" if captioner_model(wildcards) else "cpu")
+
+
+def captioner_constraint(wildcards):
+    """The constraint on a node with GPUs, where captions are made on one."""
+    return PROJECT.cluster.constraint if captioner_model(wildcards) else None
+
+
+def captioner_gres(wildcards):
+    """GPUs of a job that makes captions, as for text embeddings."""
+    return text_gres(wildcards) if captioner_model(wildcards) else None
+
+
+def captioner_mem_mb(wildcards):
+    """Main memory: for loading a model as for text embeddings, else for the frames of the requests under way."""
+    return text_mem_mb(wildcards) if captioner_model(wildcards) else 8000

@@ -107,9 +107,39 @@ rule captions:
         " --expect {params.expect} > {log:q} 2>&1"
 
 
+rule make_captions:
+    input:
+        ingest="datasets/{dataset}/manifests/ingest/{shard}.parquet",
+        model=captioner_model,
+    output:
+        manifest="datasets/{dataset}/manifests/make_captions/{shard}.parquet",
+    log:
+        "logs/make_captions/{dataset}_{shard}.log",
+    benchmark:
+        "benchmark_records/make_captions/{dataset}_{shard}.tsv"
+    threads: captioner_threads
+    resources:
+        slurm_partition=captioner_partition,
+        slurm_account=PROJECT.cluster.account,
+        constraint=captioner_constraint,
+        slurm_extra=slurm_extra(PROJECT.cluster),
+        gres=captioner_gres,
+        cpus_per_task=4,
+        mem_mb=captioner_mem_mb,
+        runtime=720,
+    params:
+        **stage_params("make_captions"),
+    shell:
+        "({OWN_THREADS} {PYTHON:q} src/scripts/make_captions.py --dataset {wildcards.dataset:q}"
+        " --shard {wildcards.shard:q} --expect {params.expect}) > {log:q} 2>&1"
+
+
 rule t5:
     input:
-        captions="datasets/{dataset}/manifests/captions/{shard}.parquet",
+        captions=lambda wildcards: (
+            f"datasets/{wildcards.dataset}/manifests/{caption_stage(DATASETS[wildcards.dataset])[0]}"
+            f"/{wildcards.shard}.parquet"
+        ),
         encoder=lambda wildcards: f"checkpoints/{DATASETS[wildcards.dataset].text_encoder}/files.json",
     output:
         manifest="datasets/{dataset}/manifests/t5/{shard}.parquet",
@@ -157,9 +187,13 @@ rule controls:
 
 def annotator_inputs(wildcards):
     """What an annotating job reads: the shard's clips, its networks and, where those tell what to look for, captions."""
-    annotator = DATASETS[wildcards.dataset].annotate.find(wildcards.control)
+    config = DATASETS[wildcards.dataset]
+    annotator = config.annotate.find(wildcards.control)
     shard = f"{wildcards.dataset}/manifests/{{stage}}/{wildcards.shard}.parquet"
-    stages = ["ingest", *(["captions"] if annotator.reads_captions else [])]
+    stages = [
+        "ingest",
+        *([caption_stage(config)[0]] if annotator.reads_captions else []),
+    ]
     return {
         "manifests": [f"datasets/{shard.format(stage=stage)}" for stage in stages],
         "models": [f"checkpoints/{model}/files.json" for model in annotator.models],
@@ -232,7 +266,7 @@ def dataset_manifests(wildcards):
     """The manifests of all shards and stages of a dataset."""
     stages = [
         "ingest",
-        "captions",
+        caption_stage(DATASETS[wildcards.dataset])[0],
         "t5",
         *(
             control_stage(kind, DATASETS[wildcards.dataset])

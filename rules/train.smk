@@ -123,7 +123,7 @@ rule train:
         version=stage_version("training/trainer.py"),
     # exec, so that SLURM's signals reach the launcher and not a shell that waits for it.
     shell:
-        "echo 'training: a demo recipe takes about 2 minutes on 2 cores; loss and time left: tail -f' {log:q};"
+        "echo 'training; loss and time left, about 2 minutes for a demo recipe on 2 cores: tail -f' {log:q};"
         " {OWN_THREADS} exec bash src/scripts/launch.sh"
         " --nodes {resources.nodes} --processes-per-node {resources.processes_per_node}"
         " --python {PYTHON:q} src/scripts/train.py {wildcards.run:q} --expect {params.expect} --manifest {output.manifest:q}"

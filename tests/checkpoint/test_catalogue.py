@@ -32,6 +32,7 @@ def test_it_has_every_repository_of_the_original_and_of_the_demo(catalogue: Cata
         "depth-anything/Depth-Anything-V2-Small-hf",
         "IDEA-Research/grounding-dino-tiny",
         "google-t5/t5-11b",
+        "Qwen/Qwen3-VL-8B-Instruct",
         "meta-llama/Llama-Guard-3-8B",
         "worldtune/demo-transfer1",
         "worldtune/demo-transfer1-av",

@@ -11,6 +11,7 @@ from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.controls import make_controls
 from worldtune.dataset.ingest import ingest
 from worldtune.dataset.listing import list_dataset
+from worldtune.dataset.make_captions import make_captions
 from worldtune.dataset.t5 import embed_captions
 from worldtune.media.video import write_video
 
@@ -55,6 +56,11 @@ class Source:
     def captions(self) -> Path:
         self.listing()
         return captions("tiny", self.config, "0000", datasets=self.datasets)
+
+    def make_captions(self) -> Path:
+        self.listing()
+        folders = {"datasets": self.datasets, "checkpoints": self.checkpoints}
+        return make_captions("tiny", self.config, "0000", device="cpu", **folders)
 
     def controls(self, kind: str = "edge", **options: object) -> Path:
         return make_controls("tiny", self.config, "0000", kind, datasets=self.datasets, **options)

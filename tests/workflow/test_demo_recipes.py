@@ -21,6 +21,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "max_iter = 400": "max_iter = 2",
             "[validation]": "[validation]\nmax_clips = 2\nsigmas = [1.0]",
             "[previews]": "[previews]\nnum_clips = 1",
+            # Of a base that was hardly trained.
+            "[health]": "[health]\nfirst_loss_max = 10.0",
         },
     )
     workspace.snakemake("--keep-going", *(f"results/{name}/model" for name in RECIPES))

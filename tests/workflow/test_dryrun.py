@@ -250,3 +250,16 @@ def test_scripts_have_the_names_of_their_rules() -> None:
     assert "src/scripts/train.py {wildcards.run:q} --preflight" in rules.pop("preflight")
     for rule in rules:
         assert (root / "src/scripts" / f"{rule}.py").is_file(), rule
+
+
+def test_captions_are_made_by_a_model_of_the_catalogue_or_by_a_server(workspace: Workspace) -> None:
+    recipe = 'extends = "edge_pretrain"\n[data]\ndataset = "my_videos"\n'
+    (workspace.root / "config/recipes/mine.toml").write_text(recipe)
+    model = "path: my_videos\n    captioner:\n      model: Qwen/Qwen3-VL-8B-Instruct\n"
+    workspace.edit("config/config.yaml", {"path: my_videos\n": model})
+    planned = workspace.planned("results/mine/model")
+    assert counts(planned)["make_captions"] == 4
+    assert counts(planned)["captions"] == 0
+    assert counts(planned)["fetch_checkpoint"] == 4
+    workspace.edit("config/config.yaml", {model: model + "      server: http://gpu-node:8000/v1\n"})
+    assert counts(workspace.planned("results/mine/model"))["fetch_checkpoint"] == 3

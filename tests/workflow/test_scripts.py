@@ -98,6 +98,10 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "lock": [(("--check",), "pyproject.toml")],
     "make_demo_checkpoints": [(("--checkpoints", "c", "--model", "no.toml"), "no.toml")],
     "make_demo_driving_checkpoints": [(("--checkpoints", "c"), "checkpoints")],
+    "make_captions": [
+        (("--dataset", "no", "--shard", "0000"), "'no'"),
+        (("--dataset", "synthetic", "--shard", "0000"), "synthetic has no captioner"),
+    ],
     "merge_checkpoint": [
         (("no.split.json", "--output", "a.pt"), "no.split.json"),
         (("no_model_mp_0.pt", "--output", "a.pt"), "no_model_mp_0.pt"),

@@ -34,6 +34,11 @@ STAGES = {
     "fetch_videos": ["dataset/download.py"],
     "ingest": ["dataset/ingest.py", "dataset/listing.py", "media/video.py"],
     "captions": ["dataset/captions.py", "dataset/listing.py"],
+    "make_captions": [
+        *("dataset/make_captions.py", "dataset/captioner.py", "dataset/captions.py", "dataset/listing.py"),
+        *("annotate/answers.py", "annotate/chat_server.py", "annotate/vision_language.py"),
+        "formats/structured_caption.py",
+    ],
     "t5": ["dataset/t5.py", "annotate/t5.py", "dataset/text.py"],
     "controls": [
         "dataset/controls.py",

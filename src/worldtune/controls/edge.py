@@ -6,6 +6,7 @@ import numpy as np
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.protocol import Controlled, ControlSource, draw_integer
 from worldtune.controls.shrink import SHRINK_RESOLUTION, shrink, shrink_target, shrunk_size
+from worldtune.media.threads import for_each_frame
 from worldtune.media.video import read_frames
 from worldtune.recipe.schema import Control, EdgeControl
 
@@ -42,7 +43,14 @@ def edge_map(frame: np.ndarray, low: int, high: int, size_wh: tuple[int, int]) -
 
 def canny(frames: np.ndarray, low: int, high: int, size_wh: tuple[int, int]) -> np.ndarray:
     """Return the edges of uint8 [T, H, W, 3] as uint8 [T, h, w, 3], 0 or 255; see edge_map for h and w."""
-    return np.stack([np.repeat(edge_map(frame, low, high, size_wh)[..., None], 3, axis=2) for frame in frames])
+    width, height = shrunk_size((frames.shape[2], frames.shape[1]), size_wh)
+    edges = np.empty((len(frames), height, width, 3), np.uint8)
+
+    def find(index: int) -> None:
+        cv2.cvtColor(edge_map(frames[index], low, high, size_wh), cv2.COLOR_GRAY2RGB, dst=edges[index])
+
+    for_each_frame(find, len(frames))
+    return edges
 
 
 class Edge:

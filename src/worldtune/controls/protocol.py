@@ -42,6 +42,9 @@ class Controlled:
     """The frames to train on, uint8 [T, H, W, 3]: those of the source, or a part of their area."""
     hint: np.ndarray
     """uint8 [T, h, w, 3], of the same part; it may be smaller than the video."""
+    steps_left: np.ndarray | None = None
+    """What the training device has to do to `hint` before it is one, as float32 [P] (see worldtune.controls.on_device);
+    None where nothing is left."""
 
 
 class ControlKind(Protocol):
@@ -49,6 +52,8 @@ class ControlKind(Protocol):
 
     def training(self, source: ControlSource, config: Control, rng: np.random.Generator) -> Controlled:
         """Return the window under a control that is drawn anew for each sample; equal `rng` give equal controls.
+
+        Every draw is from `rng`, so that a sample is a function of its seed and ordinal wherever the rest is computed.
 
         Raises:
             WorldtuneError: the control's file is missing, damaged, or does not fit the window.

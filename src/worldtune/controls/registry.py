@@ -34,7 +34,10 @@ class _Finished:
 
 
 def _finish(controlled: Controlled, config: Control) -> Controlled:
-    return Controlled(video=controlled.video, hint=gray(controlled.hint)) if config.grayscale else controlled
+    # The last step of all, wherever that is taken.
+    if not config.grayscale or controlled.steps_left is not None:
+        return controlled
+    return Controlled(video=controlled.video, hint=gray(controlled.hint))
 
 
 CONTROL_KINDS: dict[str, ControlKind] = {

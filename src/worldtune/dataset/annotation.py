@@ -8,8 +8,6 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file
 from worldtune.common.versions import stage_version
 from worldtune.dataset.annotators import Annotator, DepthAnnotator, SegAnnotator
-from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
-from worldtune.dataset.captions import STAGE as CAPTION_STAGE
 from worldtune.dataset.clips import caption_path, control_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.controls import COLUMNS, check_whole_video, control_stage
@@ -17,6 +15,7 @@ from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import Ledger, open_ledger
 from worldtune.dataset.listing import prompts_key
+from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
@@ -64,7 +63,7 @@ def annotate_clips(
     stage = control_stage(kind, config)
     path = manifest_path(root, stage, shard)
     clips = _clips(root, shard)
-    captions = _captions(root, shard) if annotator.reads_captions else {}
+    captions = _captions(root, config, shard) if annotator.reads_captions else {}
     prompts = _prompts(clips, source_folder(name, config, datasets)) if annotator.reads_prompts else {}
     with open_ledger(root, stage, shard) as ledger:
         rows = _annotate(
@@ -79,8 +78,9 @@ def _clips(root: Path, shard: str) -> list[Row]:
     return [row for row in rows if row["status"] == "ok"]
 
 
-def _captions(root: Path, shard: str) -> dict[str, Row]:
-    rows = read_manifest(manifest_path(root, CAPTION_STAGE, shard), CAPTION_COLUMNS)
+def _captions(root: Path, config: DatasetConfig, shard: str) -> dict[str, Row]:
+    stage, columns = caption_stage(config)
+    rows = read_manifest(manifest_path(root, stage, shard), columns)
     return {row["clip_id"]: row for row in rows if row["status"] == "ok"}
 
 

@@ -49,23 +49,22 @@ def captions(name: str, config: DatasetConfig, shard: str, *, datasets: Path = P
     label = f"{STAGE} {name} {shard}"
     with open_ledger(root, STAGE, shard) as ledger:
         # Files this small are written faster than a process starts.
-        rows = do_tasks(ledger, _tasks(root, listing, shard), _write_caption, _write_caption, label=label, processes=1)
+        tasks = [caption_task(root, listing, clip) for clip in listing.clips(shard)]
+        rows = do_tasks(ledger, tasks, write_caption, write_caption, label=label, processes=1)
         write_manifest(path, rows, COLUMNS)
     return path
 
 
-def _tasks(root: Path, listing: Listing, shard: str) -> list[Task[CaptionJob]]:
-    tasks = []
-    for clip in listing.clips(shard):
-        found = read_caption(listing.source, clip)
-        identifier = clip_id(clip.key, clip.start_s, clip.end_s)
-        inputs = {
-            "caption_sha256": found.content_sha256 if found else None,
-            "problem": _problem(listing, clip, found),
-            "version": VERSION,
-        }
-        tasks.append(Task(clip_id=identifier, inputs=inputs, argument=(root, listing, clip, found)))
-    return tasks
+def caption_task(root: Path, listing: Listing, clip: SourceClip) -> Task[CaptionJob]:
+    """Return the work of taking over what is given as the caption of a clip, which `write_caption` does."""
+    found = read_caption(listing.source, clip)
+    inputs = {
+        "caption_sha256": found.content_sha256 if found else None,
+        "problem": _problem(listing, clip, found),
+        "version": VERSION,
+    }
+    identifier = clip_id(clip.key, clip.start_s, clip.end_s)
+    return Task(clip_id=identifier, inputs=inputs, argument=(root, listing, clip, found))
 
 
 def _problem(listing: Listing, clip: SourceClip, found: CaptionText | None) -> str:
@@ -79,7 +78,8 @@ def _problem(listing: Listing, clip: SourceClip, found: CaptionText | None) -> s
     return found.problem
 
 
-def _write_caption(argument: CaptionJob) -> Outcome:
+def write_caption(argument: CaptionJob) -> Outcome:
+    """Write the files of a clip's given caption, or remove them where it cannot be used, and return the clip's row."""
     root, listing, clip, found = argument
     identifier = clip_id(clip.key, clip.start_s, clip.end_s)
     problem = _problem(listing, clip, found)

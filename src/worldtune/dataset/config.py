@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,7 @@ from pydantic import (
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.annotators import Annotators
+from worldtune.dataset.captioner import CaptionerConfig
 from worldtune.dataset.clips import COMPUTED_CONTROLS, COMPUTED_IN_TRAINING, CONTROL_SUFFIXES
 from worldtune.recipe.project import config_path, read_config
 from worldtune.recipe.schema import Recipe
@@ -65,6 +66,8 @@ class DatasetConfig(BaseModel):
     """List of captions (kind folder), .csv or .jsonl with the columns video (path below `path`), caption and, where a
     video is cut into clips, start_s and end_s. Videos outside the list take NAME.txt, or "caption" of NAME.json, beside
     them; so do all where this is empty."""
+    captioner: CaptionerConfig | None = None
+    """How captions are made from the videos that have none; without it such videos are not used."""
     views: dict[str, str] = {}
     """Cameras of a multi-view dataset, the main one first: folder below the source -> caption of the videos there that
     have none of their own. The video of a scene is FOLDER/NAME.mp4 in each, with the same frames; its given controls
@@ -230,8 +233,20 @@ def parse_datasets(values: Any, where: str) -> dict[str, DatasetConfig]:
 def _describe(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"{key}: there is no such key{_suggest(key, DatasetConfig.model_fields)}"
+        *tables, name = map(str, detail["loc"])
+        return f"{key}: there is no such key{_suggest(name, _table_at(tables).model_fields)}"
     return f"{key}: {detail['msg']}" if key else str(detail["msg"])
+
+
+def _table_at(names: Iterable[str]) -> type[BaseModel]:
+    """Return the class of a table within that of a dataset."""
+    table: type[BaseModel] = DatasetConfig
+    for name in names:
+        annotation = table.model_fields[name].annotation
+        # A table that may be left out is "its class, or None".
+        parts = (annotation, *get_args(annotation))
+        table = next(part for part in parts if isinstance(part, type) and issubclass(part, BaseModel))
+    return table
 
 
 def load_datasets(path: Path) -> dict[str, DatasetConfig]:

@@ -11,6 +11,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "fetch_videos": ("max_clips", "num_shards", "version"),
     "ingest": ("kind", "path", "listing", "min_frames", "version"),
     "captions": ("kind", "path", "listing", "version"),
+    "make_captions": ("kind", "path", "listing", "captioner", "version"),
     "t5": ("text_encoder", "text_max_tokens", "version"),
     "controls": ("control", "given", "version"),
     "annotate": ("control", "annotator", "prompts", "version"),
@@ -23,6 +24,7 @@ STAGE_MODULES = {
     "fetch_videos": "dataset/download.py",
     "ingest": "dataset/ingest.py",
     "captions": "dataset/captions.py",
+    "make_captions": "dataset/make_captions.py",
     "t5": "dataset/t5.py",
     "controls": "dataset/controls.py",
     "annotate": "dataset/annotation.py",
@@ -64,6 +66,8 @@ def stage_values(
             values[key] = list_dataset(name, config).controls(_required(shard), _required(control))
         elif key == "listing":
             values[key] = list_dataset(name, config).captions(_required(shard))
+        elif key == "captioner":
+            values[key] = config.captioner.result_values() if config.captioner else None
         else:
             values[key] = config.model_dump(mode="json")[key]
     return {key: values[key] for key in STAGE_KEYS[stage]}

@@ -9,11 +9,10 @@ import pyarrow as pa
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file
 from worldtune.common.progress import progress
-from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
-from worldtune.dataset.captions import STAGE as CAPTION_STAGE
 from worldtune.dataset.clips import caption_path, t5_path
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.ledger import Ledger, open_ledger
+from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
 from worldtune.dataset.text import write_t5
 
@@ -62,7 +61,8 @@ def embed_captions(
     root = datasets / name
     path = manifest_path(root, STAGE, shard)
     with open_ledger(root, STAGE, shard) as ledger:
-        captions = read_manifest(manifest_path(root, CAPTION_STAGE, shard), CAPTION_COLUMNS)
+        stage, columns = caption_stage(config)
+        captions = read_manifest(manifest_path(root, stage, shard), columns)
         label = f"{STAGE} {name} {shard}"
         rows = _embed(captions, ledger, checkpoints / config.text_encoder, config.text_max_tokens, device, label)
         write_manifest(path, rows, COLUMNS)

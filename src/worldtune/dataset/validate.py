@@ -16,8 +16,6 @@ from typing import Any
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, digest, write_json, write_text
 from worldtune.common.words import count_of
-from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
-from worldtune.dataset.captions import STAGE as CAPTION_STAGE
 from worldtune.dataset.clips import (
     DATASET_FORMAT,
     SUMMARY,
@@ -39,6 +37,7 @@ from worldtune.dataset.download import COLUMNS as FETCH_COLUMNS
 from worldtune.dataset.download import STAGE as FETCH_STAGE
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
+from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, write_manifest
 from worldtune.dataset.t5 import COLUMNS as T5_COLUMNS
 from worldtune.dataset.t5 import STAGE as T5_STAGE
@@ -113,18 +112,28 @@ def validate(name: str, config: DatasetConfig, *, datasets: Path = Path("dataset
     }
     if config.views:
         summary["views"] = list(config.views)
+    makers = _caption_makers(rows, tables[caption_stage(config)[0]])
+    if makers:
+        summary["captions_made_by"] = makers
     write_json(root / "dataset.json", summary)
     return root / "dataset.json"
 
 
 def _stages(config: DatasetConfig) -> dict[str, Columns]:
+    captions, columns = caption_stage(config)
     return {
         INGEST_STAGE: INGEST_COLUMNS,
-        CAPTION_STAGE: CAPTION_COLUMNS,
+        captions: columns,
         T5_STAGE: T5_COLUMNS,
         **{control_stage(kind, config): CONTROL_COLUMNS for kind in config.controls},
         **({FETCH_STAGE: FETCH_COLUMNS} if config.kind == "hdvila" else {}),
     }
+
+
+def _caption_makers(rows: Iterable[Row], captions: Mapping[str, Row]) -> list[str]:
+    """Return the models that made captions of usable clips."""
+    usable = [captions[row["clip_id"]] for row in rows if row["status"] == "ok"]
+    return sorted({row["made_by"] for row in usable if row.get("made_by")})
 
 
 def _gather(root: Path, stage: str, columns: Columns, config: DatasetConfig) -> dict[str, Row]:
@@ -147,7 +156,7 @@ def _clip_row(root: Path, identifier: str, tables: Mapping[str, Mapping[str, Row
     """Return the clip's row of clips.parquet, without its split."""
     found = {stage: table.get(identifier) for stage, table in tables.items()}
     first = next(row for row in found.values() if row is not None)
-    video, caption, text = (found[stage] or {} for stage in (INGEST_STAGE, CAPTION_STAGE, T5_STAGE))
+    video, caption, text = (found[stage] or {} for stage in (INGEST_STAGE, caption_stage(config)[0], T5_STAGE))
     controls = {kind: found[control_stage(kind, config)] or {} for kind in config.controls}
     fetched = found.get(FETCH_STAGE) or {}
     # What the other stages say of a video that never came follows from that.

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.media.threads import for_each_frame
 
 ASPECT_RATIOS: dict[str, float] = {"16:9": 16 / 9, "4:3": 4 / 3, "1:1": 1.0, "3:4": 3 / 4, "9:16": 9 / 16}
 """Width / height of the rows of the size table."""
@@ -44,10 +45,14 @@ def resize(frames: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
     if (width, height) == size_wh:
         return frames
     out = np.empty((num_frames, size_wh[1], size_wh[0], channels), np.uint8)
-    for index, frame in enumerate(frames):
+
+    def resize_frame(index: int) -> None:
+        frame = frames[index]
         image = Image.fromarray(np.ascontiguousarray(frame[..., 0] if channels == 1 else frame))
         pixels = np.asarray(image.resize(size_wh, Image.Resampling.BICUBIC))
         out[index] = pixels[..., None] if channels == 1 else pixels
+
+    for_each_frame(resize_frame, num_frames)
     return out
 
 

@@ -15,6 +15,7 @@ from worldtune.recipe.schema import (
     Checkpoints,
     Control,
     Recipe,
+    Saving,
     Section,
 )
 
@@ -45,6 +46,15 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _several_controls_problems(recipe)
     yield from _cache_problems(recipe)
     yield from _range_problems(recipe)
+    yield from _saving_problems(recipe.saving)
+
+
+def _saving_problems(saving: Saving) -> Iterator[str]:
+    if saving.keep_every % saving.every:
+        yield (
+            f"saving.keep_every: must be a multiple of saving.every = {saving.every}, at whose steps alone there are "
+            f"checkpoints, found {saving.keep_every}"
+        )
 
 
 def _checkpoint_problems(checkpoints: Checkpoints) -> Iterator[str]:
@@ -238,14 +248,13 @@ def _control_problems(control: Control) -> Iterator[str]:
     if control.edge.threshold_low_max > 255:
         yield f"control.edge.threshold_low_max: at most 255, found {control.edge.threshold_low_max}"
     vis, upscale = control.vis, control.upscale
-    blurs = [f"{name}_probability" for name in ("bilateral", "gaussian", "both")]
-    yield from _sum_problems("control.vis." + " + ".join(blurs), [getattr(vis, name) for name in blurs])
-    yield from _sum_problems("control.upscale.probabilities", upscale.probabilities)
-    if len(upscale.probabilities) != len(upscale.divisors):
-        yield (
-            f"control.upscale.probabilities: must be as many as the {len(upscale.divisors)} of "
-            f"control.upscale.divisors, found {len(upscale.probabilities)}"
-        )
+    for probabilities, of, values, chances in (
+        ("control.vis.blur_probabilities", "control.vis.blurs", vis.blurs, vis.blur_probabilities),
+        ("control.upscale.probabilities", "control.upscale.divisors", upscale.divisors, upscale.probabilities),
+    ):
+        yield from _sum_problems(probabilities, chances)
+        if len(chances) != len(values):
+            yield f"{probabilities}: must be as many as the {len(values)} of {of}, found {len(chances)}"
 
 
 def _several_controls_problems(recipe: Recipe) -> Iterator[str]:

@@ -16,11 +16,14 @@ from yaml import YAMLError
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.recipe.checks import check_recipe
+from worldtune.recipe.project import config_path
 from worldtune.recipe.schema import RESULTS, Recipe
 
 RECIPES = Path("config/recipes")
 MODELS = Path("config/models")
 EXTENDS = "extends"
+CLUSTER_NAMES = frozenset({"account", "partition", "partitions", "constraint", "container", "gpu_gres", "gres"})
+"""What belongs to the configuration of all runs and is looked for in a recipe."""
 
 
 def recipe_path(name: str, root: Path = Path()) -> Path:
@@ -271,6 +274,10 @@ def _explain_one(detail: ErrorDetails, known: Sequence[str]) -> str:
     section = difflib.get_close_matches(key, Recipe.model_fields, n=1)
     if detail["type"] == "extra_forbidden" and isinstance(detail["input"], dict) and section:
         return f"[{key}]: unknown section; did you mean [{section[0]}]?"
+    if detail["type"] == "tuple_type":
+        return f"{key}: expected a list, such as [{detail['input']!r}], found {detail['input']!r}"
+    if detail["type"] == "extra_forbidden" and key.startswith("cluster.") and key.rpartition(".")[2] in CLUSTER_NAMES:
+        return f"{key}: unknown key; partitions and accounts are named for all runs, under cluster in {config_path()}"
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key{_nearest(key, known)}"
     if detail["type"] == "missing":

@@ -27,6 +27,7 @@ from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
 
 Affects = Literal["weights", "outcome", "report", "nothing"]
 ControlKindName = Literal["edge", "vis", "depth", "seg", "keypoint", "upscale", "hdmap", "lidar"]
+BlurName = Literal["bilateral", "gaussian", "guided", "median", "laplacian_of_gaussian", "anisotropic_diffusion"]
 
 VIDEO_SIZES_WH: dict[str, dict[str, tuple[int, int]]] = {
     "1080": {"1:1": (1024, 1024), "4:3": (1440, 1056), "3:4": (1056, 1440), "16:9": (1920, 1056), "9:16": (1056, 1920)},
@@ -151,12 +152,12 @@ class EdgeControl(Section):
 class VisControl(Section):
     """Ranges of the random blur and loss of detail, drawn once a window (spec/transfer1-training.md 5.7)."""
 
-    bilateral_probability: float = Field(default=0.5, ge=0.0, le=1.0)
-    """Probability of the bilateral filter alone; the three add up to 1."""
-    gaussian_probability: float = Field(default=0.3, ge=0.0, le=1.0)
-    """Probability of the Gaussian filter alone."""
-    both_probability: float = Field(default=0.2, ge=0.0, le=1.0)
-    """Probability of the bilateral, then the Gaussian filter."""
+    blurs: tuple[tuple[BlurName, ...], ...] = Field(
+        default=(("bilateral",), ("gaussian",), ("bilateral", "gaussian")), min_length=1
+    )
+    """Combinations of blurs, one of which is drawn; its blurs are applied one after the other."""
+    blur_probabilities: tuple[NonNegativeFloat, ...] = Field(default=(0.5, 0.3, 0.2), min_length=1)
+    """Probability of each combination; they add up to 1."""
     blur_downscale_min: PositiveInt = 1
     """Smallest number of times that frames are scaled down while they are blurred."""
     blur_downscale_max: PositiveInt = 4
@@ -177,6 +178,9 @@ class VisControl(Section):
     """Fewest times that the bilateral filter is applied."""
     bilateral_iterations_max: PositiveInt = 3
     """Most times that the bilateral filter is applied."""
+    bilateral_on: Literal["loader", "device"] = "loader"
+    """Where the bilateral filter runs: in the loader by OpenCV, where a window may take minutes, or on the training
+    device, which loaders then only hand the frames to. Colours (0 to 255) then differ by 3 at most, in few pixels."""
     gaussian_size_min: PositiveInt = 21
     """Smallest width of the Gaussian kernel in pixels; an even one is raised by 1."""
     gaussian_size_max: PositiveInt = 29
@@ -185,10 +189,54 @@ class VisControl(Section):
     """Smallest standard deviation of the Gaussian kernel in pixels."""
     gaussian_sigma_max: PositiveFloat = 14.5
     """Largest standard deviation of the Gaussian kernel."""
+    guided_radius_min: PositiveInt = 41
+    """Smallest radius of the guided filter in pixels."""
+    guided_radius_max: PositiveInt = 49
+    """Largest radius of the guided filter."""
+    guided_epsilon_min: PositiveFloat = 0.1
+    """Smallest variance of colours (0 to 1) that the guided filter takes for flat."""
+    guided_epsilon_max: PositiveFloat = 0.2
+    """Largest variance of colours that the guided filter takes for flat."""
+    guided_subsampling_min: PositiveInt = 3
+    """Smallest number of times that frames are smaller while the guided filter fits its functions."""
+    guided_subsampling_max: PositiveInt = 18
+    """Largest number of times that frames are smaller for the guided filter."""
+    median_size_min: PositiveInt = 9
+    """Smallest width of the median's square in pixels; an even one is raised by 1."""
+    median_size_max: PositiveInt = Field(default=15, le=254)
+    """Largest width of the median's square."""
+    laplacian_size_min: PositiveInt = 3
+    """Smallest width of the kernels of the Laplacian of Gaussian in pixels; an even one is raised by 1."""
+    laplacian_size_max: PositiveInt = Field(default=7, le=31)
+    """Largest width of the kernels of the Laplacian of Gaussian."""
+    laplacian_sigma_min: PositiveFloat = 0.5
+    """Smallest standard deviation of the Laplacian's Gaussian kernel in pixels."""
+    laplacian_sigma_max: PositiveFloat = 3.0
+    """Largest standard deviation of the Laplacian's Gaussian kernel."""
+    laplacian_threshold_probability: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Probability that the Laplacian's outlines become black and white."""
+    laplacian_threshold_min: NonNegativeInt = 10
+    """Smallest value above which an outline becomes white."""
+    laplacian_threshold_max: NonNegativeInt = Field(default=30, le=255)
+    """Largest value above which an outline becomes white."""
+    diffusion_step_min: PositiveFloat = 0.2
+    """Smallest weight of a neighbour of the same colour in a step of the anisotropic diffusion."""
+    diffusion_step_max: PositiveFloat = 0.3
+    """Largest weight of a neighbour of the same colour."""
+    diffusion_contrast_min: PositiveFloat = 0.1
+    """Smallest difference in colour (0 to 1) that the anisotropic diffusion still mixes."""
+    diffusion_contrast_max: PositiveFloat = 0.2
+    """Largest difference in colour that the anisotropic diffusion still mixes."""
+    diffusion_iterations_min: PositiveInt = 10
+    """Fewest steps of the anisotropic diffusion."""
+    diffusion_iterations_max: PositiveInt = 14
+    """Most steps of the anisotropic diffusion."""
     downscale_min: PositiveInt = 4
     """Smallest number of times that blurred frames are scaled down before they are scaled up again."""
     downscale_max: PositiveInt = 17
     """Largest number of times that blurred frames are scaled down."""
+    downsize_before_blur: bool = False
+    """Whether frames are scaled down before they are blurred, and up after, in the place of down and up after."""
 
 
 class SegControl(Section):
@@ -429,7 +477,8 @@ class Saving(Section):
     keep_last: PositiveInt = 2
     """Newest checkpoints that are kept."""
     keep_every: NonNegativeInt = 0
-    """Checkpoints at multiples of this step number are kept for good; 0 keeps none but the newest."""
+    """Checkpoints at multiples of this step number are kept for good; 0 keeps none but the newest. A multiple of
+    `every`, at whose steps alone there are checkpoints."""
 
 
 class Logging(Section):

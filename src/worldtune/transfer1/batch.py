@@ -1,13 +1,16 @@
 """Samples of the Transfer1 family: a window of a clip, its control, its text, fitted to the recipe's size.
 
 Video and control stay uint8 until they are on the device: they are what is broadcast over a tensor-parallel group.
+What a control leaves to the device (worldtune.controls.on_device) is done there, by whoever encodes it.
 
 A sample holds `clip_id` (str), `ordinal` (int64 [], -1 in evaluation), `video` (uint8 [3, T, H, W]), `hint` (uint8
 [3k, T, H, W], the recipe's k control inputs one behind the other), `text` (float32 [M, D]), `fps` (float32 []),
 `padding_mask` (float32 [1, H, W], 1 where the picture is padded) and `image_size` (float32 [4]: height and width, then
-those without the padding). Where latents are cached, `latents` ([16, t, h, w] in the recipe's precision, not scaled)
-takes the place of `video`. Several views lie one after the other along T and M; `view_indices` (int64 [latent frames])
-then says which camera each latent frame is of.
+those without the padding). A training sample of a recipe that filters vis on the device has `vis_frames` (uint8
+[3, T, h, w]) and `vis_steps` (float32 [V, P], of each view) in the place of that control input in `hint`, which is
+absent where there is no other. Where latents are cached, `latents` ([16, t, h, w] in the recipe's precision, not
+scaled) takes the place of `video`. Several views lie one after the other along T and M; `view_indices` (int64 [latent
+frames]) then says which camera each latent frame is of.
 """
 
 import copy
@@ -20,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldtune.controls.protocol import ControlSource
+from worldtune.controls.protocol import Controlled, ControlSource
 from worldtune.controls.registry import CONTROL_KINDS, SIZE_ONLY_KINDS
 from worldtune.dataset.clips import CONTROL_SUFFIXES, Clip, Dataset
 from worldtune.dataset.fitting import SPLITS, aspect_ratio, check_dataset, long_enough
@@ -33,6 +36,7 @@ from worldtune.training.held_out import measured_clips
 from worldtune.training.order import clip_index
 from worldtune.training.random import numpy_generator
 from worldtune.training.task import Sample
+from worldtune.transfer1.hints import unfinished_hint
 from worldtune.transfer1.latents import channels_first, read_latents
 
 SHOWN_CLIPS = 20
@@ -144,12 +148,12 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         video = fit(shown if self.latents is None else shown[:0], size_wh)
         height, width = shown.shape[1:3]
         text = read_t5(clip.t5_path(self.root), recipe.data.text_tokens, recipe.network.base.crossattn_emb_channels)
+        finished = [each.hint for each in controlled if each.steps_left is None]
         return _View(
             video=video,
             latents=None if self.latents is None else read_latents(self.latents, clip),
-            hint=np.concatenate(
-                [fit(each.hint, size_wh, source_wh=(width, height)).frames for each in controlled], axis=3
-            ),
+            hints=[fit(hint, size_wh, source_wh=(width, height)).frames for hint in finished],
+            unfinished=next((each for each in controlled if each.steps_left is not None), None),
             text=torch.from_numpy(text),
         )
 
@@ -159,12 +163,17 @@ class ClipDataset(torch.utils.data.Dataset[Sample]):
         sample: Sample = {
             "clip_id": clip.clip_id,
             "ordinal": torch.tensor(ordinal),
-            "hint": channels_first(np.concatenate([part.hint for part in parts])),
             "text": torch.cat([part.text for part in parts]),
             "fps": torch.tensor(clip.fps, dtype=torch.float32),
             "padding_mask": torch.from_numpy(first.padding_mask)[None],
             "image_size": torch.tensor(first.image_size, dtype=torch.float32),
         }
+        if parts[0].hints:
+            hint = np.concatenate([np.concatenate(part.hints, axis=3) for part in parts])
+            sample["hint"] = channels_first(hint)
+        unfinished = [part.unfinished for part in parts if part.unfinished is not None]
+        if unfinished:
+            sample |= unfinished_hint(unfinished, aspect_ratio(clip))
         if latents:
             sample["latents"] = torch.cat(latents, dim=1)
         else:
@@ -183,8 +192,10 @@ class _View:
     """Without frames where latents are cached."""
     latents: Tensor | None
     """[16, t, h, w]; None where latents are not cached."""
-    hint: np.ndarray
-    """uint8 [T, H, W, 3k]."""
+    hints: list[np.ndarray]
+    """uint8 [T, H, W, 3] of each control input."""
+    unfinished: Controlled | None
+    """The control input that is left to the device."""
     text: Tensor
     """float32 [M, D]."""
 

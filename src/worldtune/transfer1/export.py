@@ -62,6 +62,8 @@ CHAIN = (
     ("export", "transfer1/export.py", "{run_dir}/model"),
 )
 """The rules that lead to a model: name, module with its VERSION, what it made."""
+MADE_CAPTIONS = ("make_captions", "dataset/make_captions.py", "datasets/{dataset}/manifests/make_captions")
+"""Stands in the place of captions where a model made some."""
 logger = logging.getLogger(__name__)
 
 
@@ -381,6 +383,9 @@ def _provenance(run: TrainedRun, rate: float, base_split: Path, datasets_dir: Pa
         "base_split": str(base_split),
         "run_dir": str(run.run_dir),
     }
+    summary = _dataset_summary(datasets_dir / manifest["dataset"]["name"], manifest["dataset"]["digest"])
+    captions_made = bool(summary.get("captions_made_by"))
+    chain = [MADE_CAPTIONS if captions_made and link[0] == "captions" else link for link in CHAIN]
     return {
         "format": EXPORT_FORMAT,
         "run": run.run_dir.name,
@@ -403,9 +408,9 @@ def _provenance(run: TrainedRun, rate: float, base_split: Path, datasets_dir: Pa
         },
         "chain": [
             {"rule": rule, "version": stage_version(module) if module else 1, "made": made.format_map(places)}
-            for rule, module, made in CHAIN
+            for rule, module, made in chain
         ],
-        "dataset_summary": _dataset_summary(datasets_dir / manifest["dataset"]["name"], manifest["dataset"]["digest"]),
+        "dataset_summary": summary,
     }
 
 

@@ -24,6 +24,7 @@ from worldtune.transfer1.batch import ClipDataset
 from worldtune.transfer1.conditions import Conditions
 from worldtune.transfer1.control import ControlNetwork
 from worldtune.transfer1.denoiser import DTYPES, Denoiser, build_denoiser, check_step_zero
+from worldtune.transfer1.hints import UnfinishedHint, hints_of
 from worldtune.transfer1.largest import largest_batch
 from worldtune.transfer1.loading import LoadReport
 from worldtune.transfer1.objective import add_noise, draw, draw_kept_hints, edm_loss, given_frames
@@ -97,8 +98,9 @@ class LatentEncoder:
             tokenizer: it encodes what is this rank's to encode.
             group: the ranks that work on the same samples.
             device: of this rank.
-            recipe: gives precision and scale.
+            recipe: gives precision, scale and the order of the control inputs.
         """
+        self.recipe = recipe
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = DTYPES[recipe.training.precision]
@@ -106,19 +108,27 @@ class LatentEncoder:
         self.group = group
 
     @torch.no_grad()
-    def __call__(self, videos: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+    def __call__(
+        self, videos: Sequence[tuple[Tensor | UnfinishedHint, Tensor | None]], size_hw: tuple[int, int]
+    ) -> list[Tensor]:
         """Return the latents, float32 [B, 16, T, H, W], of uint8 videos [B, 3, T, H, W].
 
         Beside each video is which samples of it are kept, or None for all: see VideoTokenizer.encode_frames. Collective
         over the group, whose ranks all get the same values.
+
+        Args:
+            videos: each is finished by the rank that encodes it.
+            size_hw: height and width of all of them.
         """
         size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
         latents = []
         for index, (video, kept_b) in enumerate(videos):
             if index % size == rank:
-                latents.append(self.tokenizer.encode_frames(video, kept_b).contiguous())
+                pixels = video.finish() if isinstance(video, UnfinishedHint) else video
+                latents.append(self.tokenizer.encode_frames(pixels, kept_b).contiguous())
             else:
-                shape = latent_shape(video.shape, self.tokenizer.num_frames)
+                frames = video.frames if isinstance(video, UnfinishedHint) else video
+                shape = latent_shape((*frames.shape[:3], *size_hw), self.tokenizer.num_frames)
                 latents.append(torch.empty(shape, dtype=self.dtype, device=self.device))
         if size > 1:
             for index, latent in enumerate(latents):
@@ -132,10 +142,11 @@ class LatentEncoder:
             batch: its video's latents are taken as they were cached where it has them.
             kept_hints_bk: 0 where a control input is dropped, [B, k]; None keeps all.
         """
-        hints = batch["hint"].split(3, dim=1)
+        hints = hints_of(batch, self.recipe)
         kept = kept_hints_bk.unbind(dim=1) if kept_hints_bk is not None else [None] * len(hints)
         videos = [(batch["video"], None)] if "latents" not in batch else []
-        encoded = self([*videos, *zip(hints, kept, strict=True)])
+        height, width = batch["padding_mask"].shape[-2:]
+        encoded = self([*videos, *zip(hints, kept, strict=True)], (height, width))
         latents = encoded[0] if videos else batch["latents"].float() * self.sigma_data
         return latents, torch.cat(encoded[len(videos) :], dim=1)
 
@@ -222,7 +233,7 @@ class Transfer1Task:
                 config=recipe.objective,
             )
         latents, hint = self.encoder.encode_batch(batch, kept_hints)
-        kept = {key: value for key, value in batch.items() if key != "video"}
+        kept = {key: value for key, value in batch.items() if key not in ("video", "vis_frames", "vis_steps")}
         return {**kept, "latents": latents, "hint": hint}
 
     def training_loss(self, batch: Batch) -> LossOutput:

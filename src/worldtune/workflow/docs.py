@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -71,11 +71,7 @@ def config_readme(root: Path) -> str:
     parts = [INTRODUCTION, "## Recipes\n", _recipe_table(root), DEPARTURES, "## config.yaml\n"]
     parts += [_table("", ProjectConfig), "### datasets.NAME\n", _table("", DatasetConfig)]
     for kind, annotator in (("depth", DepthAnnotator), ("seg", SegAnnotator)):
-        parts += [
-            f"### datasets.NAME.annotate.{kind}\n",
-            inspect.cleandoc(annotator.__doc__ or "") + "\n",
-            _table("", annotator),
-        ]
+        parts += [f"### datasets.NAME.annotate.{kind}\n", inspect.cleandoc(annotator.__doc__ or "") + "\n"]
     parts.append("## Recipe keys\n")
     affects = affects_by_key()
     for name, field in Recipe.model_fields.items():
@@ -115,15 +111,22 @@ def _table(prefix: str, model: type[BaseModel], affects: dict[str, Any] | None =
 
 def _fields(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _fields(f"{prefix}{name}.", field.annotation)
-        else:
+        # A section that may be left out is "its class, or None".
+        section = next((part for part in (field.annotation, *get_args(field.annotation)) if _is_section(part)), None)
+        if section is None or field.annotation is not section:
             yield prefix + name, field
+        if section is not None:
+            yield from _fields(f"{prefix}{name}.", section)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _type(field: FieldInfo) -> str:
     text = getattr(field.annotation, "__name__", "") if isinstance(field.annotation, type) else str(field.annotation)
     text = re.sub(r"typing\.|annotated_types\.", "", text or str(field.annotation))
+    text = re.sub(r"worldtune(\.\w+)+", "table", text)
     text = re.sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", text)
     text = re.sub(r"Literal\[(.*?)\]", lambda match: match.group(1).replace("'", '"').replace(", ", " or "), text)
     return text.replace("|", "or")
