@@ -28,8 +28,8 @@ from worldtune.formats.rle import decode_clip_mask, encode_clip_mask
 from worldtune.media.video import read_frames, write_video
 
 WINDOW = 121
-CLIP_FRAMES = 363
-TURNS = 3
+CLIP_FRAMES = 242
+TURNS = 2
 MAX_TOKENS = 512
 WORDS = [
     "a",

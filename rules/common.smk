@@ -223,12 +223,22 @@ def partition(kind):
     return getattr(PROJECT.cluster.partitions, kind)
 
 
+def text_encoder(wildcards):
+    """The list of files of a dataset's text encoder; nothing where its embeddings are given."""
+    config = DATASETS[wildcards.dataset]
+    given = config.text == "given"
+    return [] if given else f"checkpoints/{config.text_encoder}/files.json"
+
+
+def needs_text_gpus(config):
+    """Whether the text embeddings of a dataset are made by an encoder of full size."""
+    return config.kind != "synthetic" and config.text == "made"
+
+
 def text_gres(wildcards):
     """GPUs of a text embedding job; None embeds on the CPU."""
     gpus = (
-        PROJECT.cluster.text_gpus
-        if DATASETS[wildcards.dataset].kind != "synthetic"
-        else 0
+        PROJECT.cluster.text_gpus if needs_text_gpus(DATASETS[wildcards.dataset]) else 0
     )
     return f"{PROJECT.cluster.gpu_gres}:{gpus}" if gpus else None
 
@@ -245,8 +255,10 @@ def latents_mem_mb(wildcards):
 
 
 def text_mem_mb(wildcards):
-    """Main memory for loading the encoder: eleven billion parameters in float32 at the worst."""
-    return 48000 if DATASETS[wildcards.dataset].kind != "synthetic" else 2000
+    """Main memory for loading the encoder: eleven billion parameters in float32 at the worst, in a process a GPU."""
+    if not needs_text_gpus(DATASETS[wildcards.dataset]):
+        return 2000
+    return 48000 * max(PROJECT.cluster.text_gpus, 1)
 
 
 def captioner_model(wildcards):

@@ -140,7 +140,7 @@ rule t5:
             f"datasets/{wildcards.dataset}/manifests/{caption_stage(DATASETS[wildcards.dataset])[0]}"
             f"/{wildcards.shard}.parquet"
         ),
-        encoder=lambda wildcards: f"checkpoints/{DATASETS[wildcards.dataset].text_encoder}/files.json",
+        encoder=text_encoder,
     output:
         manifest="datasets/{dataset}/manifests/t5/{shard}.parquet",
     log:
@@ -185,6 +185,17 @@ rule controls:
         " --control {wildcards.control:q} --threads {threads} --expect {params.expect} > {log:q} 2>&1"
 
 
+def network_files(wildcards, name):
+    """What an annotating job waits for of a network's folder: the list of a fetched one, or the files put there by hand."""
+    key = f"datasets.{wildcards.dataset}.annotate.{wildcards.control}"
+    CATALOGUE.check_available(name, key, Path("checkpoints"))
+    if name in {request.name for request in CATALOGUE.requests}:
+        return [f"checkpoints/{name}/files.json"]
+    return sorted(
+        str(path) for path in Path(f"checkpoints/{name}").iterdir() if path.is_file()
+    )
+
+
 def annotator_inputs(wildcards):
     """What an annotating job reads: the shard's clips, its networks and, where those tell what to look for, captions."""
     config = DATASETS[wildcards.dataset]
@@ -196,7 +207,11 @@ def annotator_inputs(wildcards):
     ]
     return {
         "manifests": [f"datasets/{shard.format(stage=stage)}" for stage in stages],
-        "models": [f"checkpoints/{model}/files.json" for model in annotator.models],
+        "models": [
+            path
+            for model in annotator.models
+            for path in network_files(wildcards, model)
+        ],
     }
 
 
@@ -293,6 +308,7 @@ checkpoint validate:
         "logs/validate/{dataset}.log",
     benchmark:
         "benchmark_records/validate/{dataset}.tsv"
+    threads: 8
     resources:
         slurm_partition=partition("cpu"),
         slurm_account=PROJECT.cluster.account,
@@ -301,4 +317,5 @@ checkpoint validate:
     params:
         **stage_params("validate"),
     shell:
-        "{PYTHON:q} src/scripts/validate.py --dataset {wildcards.dataset:q} --expect {params.expect} > {log:q} 2>&1"
+        "{PYTHON:q} src/scripts/validate.py --dataset {wildcards.dataset:q} --threads {threads}"
+        " --expect {params.expect} > {log:q} 2>&1"

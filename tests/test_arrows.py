@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
         *("annotate", "checkpoint", "common", "dataset", "formats", "media", "recipe", "training", "transfer1"),
     },
     "evaluate": {"common", "dataset", "formats", "media", "recipe", "training"},
-    "workflow": {"common", "dataset", "recipe", "training"},
+    "workflow": {"common", "dataset", "formats", "recipe", "training"},
 }
 """Room -> the rooms that its modules import, at their head or within a function."""
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 import worldtune.annotate.t5 as t5
 from worldtune.annotate.protocol import folder_sha256
-from worldtune.annotate.t5 import TextEncoder
+from worldtune.annotate.t5 import TextEncoder, load_encoder
+from worldtune.annotate.t5_parallel import ParallelTextEncoder
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_json
 
@@ -52,6 +53,44 @@ def test_each_text_has_its_tokens_and_the_end(encoder):
     assert all(embedding.tokens.dtype == np.float32 for embedding in embeddings.values())
     assert all(embedding.tokens.shape[1] == encoder.channels == 16 for embedding in embeddings.values())
     assert encoder.precision == "float32"
+
+
+def test_several_processes_give_what_one_gives(encoder, folder):
+    texts = [" ".join(WORDS[: 1 + number % 7]) for number in range(20)]
+    several = ParallelTextEncoder(folder, ["cpu", "cpu"])
+    assert (several.channels, several.precision) == (encoder.channels, encoder.precision)
+    expected, found = encode(encoder, texts, 6), encode(several, texts, 6)
+    assert sorted(found) == list(range(20))
+    for index, embedding in expected.items():
+        np.testing.assert_allclose(found[index].tokens, embedding.tokens, atol=1e-5)
+        assert found[index].truncated == embedding.truncated
+
+
+def test_each_gpu_has_its_process(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    encoder = load_encoder(folder, "auto")
+    assert isinstance(encoder, ParallelTextEncoder)
+    assert encoder.devices == ("cuda:0", "cuda:1", "cuda:2")
+    assert encoder.precision == "bfloat16"
+
+
+@pytest.mark.slow
+def test_what_a_process_finds_wrong_is_said(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "damaged")
+    (tmp_path / "damaged/model.safetensors").unlink()
+    with pytest.raises(WorldtuneError, match="cannot be loaded as a T5 encoder"):
+        list(ParallelTextEncoder(tmp_path / "damaged", ["cpu"]).encode(["a dog"], 8))
+
+
+def test_half_precision_is_near(encoder, folder):
+    texts = ["a dog runs", "the cat jumps over the fence"]
+    expected = encode(encoder, texts)
+    half = TextEncoder(folder, "cpu")
+    half.model.to(torch.bfloat16)
+    for index, embedding in encode(half, texts).items():
+        one, other = embedding.tokens.ravel(), expected[index].tokens.ravel()
+        assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999
 
 
 def test_padding_changes_nothing(encoder, monkeypatch):

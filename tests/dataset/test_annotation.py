@@ -1,31 +1,45 @@
 import pytest
 
+from worldtune.annotate.depth import DepthNetwork
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.annotation import annotate_clips
 from worldtune.dataset.clips import clip_id, control_path
 from worldtune.dataset.controls import COLUMNS
+from worldtune.dataset.depth_bounds import measure_depth_bounds
 from worldtune.dataset.manifest import read_manifest
-from worldtune.demo.annotators import write_depth_network
+from worldtune.demo.annotators import write_depth_network, write_keypoint_networks
+from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
 from worldtune.media.video import probe
 
 
 @pytest.fixture
 def annotated(source):
-    model = "tiny/depth"
-    write_depth_network(source.checkpoints / model)
-    source.options |= {"controls": ["depth"], "annotate": {"depth": {"model": model}}}
+    write_depth_network(source.checkpoints / "tiny/depth")
+    write_keypoint_networks(source.checkpoints / "tiny/keypoint", "detector.onnx", "pose.onnx")
+    source.options |= {
+        "controls": ["depth", "keypoint"],
+        "annotate": {
+            "depth": {"model": "tiny/depth"},
+            "keypoint": {"model": "tiny/keypoint", "detector": "detector.onnx", "pose": "pose.onnx"},
+        },
+    }
     for name in ("a", "b"):
         source.add(f"{name}.mp4", seed=ord(name))
     source.ingest()
     return source
 
 
-def annotate(source) -> list[dict[str, object]]:
+def annotate(source, kind: str = "depth") -> list[dict[str, object]]:
     config, places = source.config, {"datasets": source.datasets, "checkpoints": source.checkpoints}
-    return read_manifest(annotate_clips("tiny", config, "0000", "depth", device="cpu", **places), COLUMNS)
+    return read_manifest(annotate_clips("tiny", config, "0000", kind, device="cpu", **places), COLUMNS)
 
 
-def test_each_clip_gets_a_file_of_its_frames(annotated):
+def files(source, kind: str = "depth") -> dict[str, int]:
+    """Names of a control's files, hidden ones too, with what tells a new file from an old one."""
+    return {path.name: path.stat().st_ino for path in sorted((source.root / kind).iterdir())}
+
+
+def test_each_clip_gets_a_depth_file_of_its_frames(annotated):
     rows = annotate(annotated)
     assert [row["status"] for row in rows] == ["ok", "ok"]
     assert [row["num_frames"] for row in rows] == [6, 6]
@@ -33,18 +47,96 @@ def test_each_clip_gets_a_file_of_its_frames(annotated):
     assert (info.num_frames, info.width, info.height, info.fps) == (6, 48, 32, 24)
 
 
+def test_each_clip_gets_a_keypoint_file_of_its_frames(annotated):
+    rows = annotate(annotated, "keypoint")
+    assert [(row["status"], row["num_frames"]) for row in rows] == [("ok", 6), ("ok", 6)]
+    people = read_pickle(control_path(annotated.root, clip_id("a.mp4"), "keypoint"), MAX_CONTROL_BYTES)
+    assert list(people) == list(range(6))
+    assert people[0][0]["body-keypoints"].shape == (133, 3)
+
+
 def test_only_clips_that_changed_are_annotated_again(annotated):
     annotate(annotated)
-    files = {name: control_path(annotated.root, clip_id(f"{name}.mp4"), "depth") for name in "ab"}
-    before = {name: file.stat().st_ino for name, file in files.items()}
+    before = files(annotated)
     annotated.add("a.mp4", seed=7)
     annotated.ingest()
     annotate(annotated)
-    assert files["a"].stat().st_ino != before["a"]
-    assert files["b"].stat().st_ino == before["b"]
+    changed, same = (f"{clip_id(name)}.mp4" for name in ("a.mp4", "b.mp4"))
+    assert files(annotated)[changed] != before[changed]
+    assert files(annotated)[same] == before[same]
+
+
+def test_a_job_that_was_killed_goes_on_where_it_ended(annotated, monkeypatch):
+    write, done = DepthNetwork.annotate, []
+
+    def killed(self, clip, target):
+        if done:
+            raise KeyboardInterrupt
+        done.append(clip.clip_id)
+        return write(self, clip, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DepthNetwork, "annotate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            annotate(annotated)
+    before = files(annotated)
+    assert list(before) == [f"{done[0]}.mp4"]
+    # What remains where even the interruption cannot be handled, and the same of another shard's clip.
+    for stem in (clip_id("b.mp4"), clip_id("elsewhere.mp4")):
+        (annotated.root / "depth" / f".{stem}.x1.mp4").write_bytes(b"half")
+    assert [row["status"] for row in annotate(annotated)] == ["ok", "ok"]
+    assert files(annotated)[f"{done[0]}.mp4"] == before[f"{done[0]}.mp4"]
+    assert sorted(files(annotated)) == sorted(
+        [f".{clip_id('elsewhere.mp4')}.x1.mp4", *(f"{clip_id(name)}.mp4" for name in ("a.mp4", "b.mp4"))]
+    )
+
+
+def test_exact_depth_is_kept_and_removed_with_the_other(annotated):
+    annotated.options["annotate"]["depth"]["lossless"] = True
+    annotate(annotated)
+    both = files(annotated)
+    assert sorted(name[-4:] for name in both) == [".mkv", ".mkv", ".mp4", ".mp4"]
+    (annotated.root / "depth" / next(iter(both))).unlink()
+    annotate(annotated)
+    assert files(annotated).keys() == both.keys()
+    annotated.options["annotate"]["depth"]["lossless"] = False
+    annotate(annotated)
+    assert [name for name in files(annotated) if name.endswith(".mkv")] == []
+
+
+def test_a_clip_that_cannot_be_annotated_keeps_a_row(annotated, monkeypatch):
+    write, bad = DepthNetwork.annotate, clip_id("a.mp4")
+
+    def one_frame_less(self, clip, target):
+        return write(self, clip, target) - (clip.clip_id == bad)
+
+    monkeypatch.setattr(DepthNetwork, "annotate", one_frame_less)
+    rows = {row["clip_id"]: row for row in annotate(annotated)}
+    assert rows[bad]["reason"] == "depth not made: 5 frames were annotated, the clip has 6"
+    assert list(files(annotated)) == [f"{clip_id('b.mp4')}.mp4"]
 
 
 def test_a_network_without_some_weights_is_refused(annotated):
     (annotated.checkpoints / "tiny/depth/model.safetensors").unlink()
     with pytest.raises(WorldtuneError, match="cannot be loaded as a depth network"):
         annotate(annotated)
+
+
+def test_bounds_for_all_clips_are_measured_and_hold_when_clips_come(annotated):
+    places = {"datasets": annotated.datasets, "checkpoints": annotated.checkpoints, "device": "cpu"}
+    low, high = measure_depth_bounds("tiny", annotated.config, **places)
+    assert low < high
+    assert measure_depth_bounds("tiny", annotated.config, **places) == (low, high)
+    annotated.options["annotate"]["depth"]["scale"] = [low, high]
+    annotate(annotated)
+    before = files(annotated)
+    annotated.add("c.mp4", seed=9)
+    annotated.ingest()
+    assert len(annotate(annotated)) == 3
+    assert before.items() < files(annotated).items()
+
+
+def test_bounds_must_rise(annotated):
+    annotated.options["annotate"]["depth"]["scale"] = [2.0, 1.0]
+    with pytest.raises(ValueError, match="smaller than the second"):
+        _ = annotated.config

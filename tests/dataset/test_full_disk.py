@@ -9,7 +9,7 @@ from worldtune.dataset import hdvila
 from worldtune.dataset.clips import clip_id, video_path
 from worldtune.dataset.ingest import COLUMNS
 from worldtune.dataset.manifest import manifest_path, read_manifest
-from worldtune.dataset.validate import validate
+from worldtune.dataset.validate import conclude, examine
 from worldtune.media.video import ffmpeg_executable
 
 FULL = "No space left on device. Free space"
@@ -18,7 +18,7 @@ OUTPUTS = ("videos", "metas", "t5_xxl", "edge", "manifests", "validation", "data
 
 def run(source, stage: str) -> None:
     stages = {"ingest": source.ingest, "captions": source.captions, "t5": source.t5, "controls": source.controls}
-    stages["validate"] = lambda: validate("tiny", source.config, datasets=source.datasets)
+    stages["validate"] = lambda: conclude(examine("tiny", source.config, datasets=source.datasets))
     stages[stage]()
 
 
@@ -54,8 +54,8 @@ def made(source, fake_encoder):
         ("t5", "/ledger/", "/ledger/t5/0000.jsonl"),
         ("controls", "/ledger/", "/ledger/control-edge/0000.jsonl"),
         ("validate", r"/\.dataset\.", "/dataset.json"),
-        ("validate", r"/\.clips\.\w+\.parquet", "/clips.parquet"),
-        ("validate", r"/\.index\.", "/validation/index.html"),
+        ("validate", r"/\.clips\.\w+\.parquet", "/validation/clips.parquet"),
+        ("validate", r"/\.verified\.", "/ledger/validate/verified.parquet"),
         ("validate", r"/\.clips\.\w+\.csv", "/validation/clips.csv"),
     ],
 )

@@ -16,7 +16,7 @@ from worldtune.dataset.clips import caption_path, clip_id, load_dataset
 from worldtune.dataset.make_captions import COLUMNS, MAX_FAILURES
 from worldtune.dataset.manifest import read_manifest
 from worldtune.dataset.parameters import stage_values
-from worldtune.dataset.validate import validate
+from worldtune.dataset.validate import conclude, examine
 from worldtune.demo.vision_language import write_vision_language_model
 from worldtune.formats.structured_caption import MEDIA_FIELDS, caption_text
 
@@ -265,7 +265,7 @@ def test_made_captions_reach_the_table_of_clips(asked, fake_encoder):
     asked.make_captions()
     asked.t5()
     asked.controls()
-    validate("tiny", asked.config, datasets=asked.datasets)
+    conclude(examine("tiny", asked.config, datasets=asked.datasets))
     dataset = load_dataset(asked.root)
     assert [clip.source_key for clip in dataset.unusable] == []
     assert read_json(asked.root / "dataset.json")["captions_made_by"] == ["qwen"]

@@ -103,12 +103,11 @@ def test_seen_keypoints_lie_in_the_persons_mask(name: str) -> None:
     seen = 0
     for frame, people in enumerate(rendered.keypoints):
         assert people.shape == (1, 133, 3)
-        assert (people[0, len(JOINTS) :] == 0).all()
-        for x, y, confidence in people[0, : len(JOINTS)]:
+        for x, y, confidence in people[0]:
             if confidence == 1:
                 seen += 1
                 assert rendered.instance_masks[-1, frame, int(y * 96), int(x * 160)]
-    assert seen > 20
+    assert seen > 200
 
 
 def test_a_walker_stands_on_the_ground() -> None:

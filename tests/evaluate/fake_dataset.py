@@ -1,5 +1,6 @@
 """A made-up dataset on disk, with clips and every kind of control, as validation leaves one."""
 
+import csv
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,7 @@ import numpy as np
 
 from worldtune.common.files import digest, write_json
 from worldtune.dataset.clips import caption_path, clip_columns, control_path, rows_digest, video_path
-from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.manifest import write_manifest
-from worldtune.dataset.validate import write_pages
 from worldtune.formats.rle import encode_clip_mask
 from worldtune.media.video import write_video
 
@@ -58,8 +57,11 @@ def make_dataset(root: Path, *, fit: bool = True, num_usable: int = 4) -> Path:
     control_path(folder, short["clip_id"], "lidar").unlink()
     nothing = dict.fromkeys(("num_frames", "width", "height", "fps", "num_tokens", "video_sha256"))
     rows += [short, _row(9, status="unusable", split=None, reason="empty video: clip_9.mp4 has 0 bytes", **nothing)]
-    options = {"kind": "folder", "path": "x", "num_shards": 1, "controls": CONTROLS, "min_clips": MIN_CLIPS}
-    write_pages(folder, "set", DatasetConfig.model_validate(options), rows, [])
+    (folder / "validation").mkdir()
+    with open(folder / "validation/clips.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(clip_columns(CONTROLS)))
+        writer.writeheader()
+        writer.writerows(rows)
     if fit:
         write_manifest(folder / "clips.parquet", rows, clip_columns(CONTROLS))
         text = {"encoder": "a/b", "channels": 4, "max_tokens": 512}

@@ -185,6 +185,17 @@ def test_damaged_frame(clip):
         check_video(clip)
 
 
+@pytest.mark.parametrize("reader", [probe, check_video, lambda path: read_frames(path, 0, 1)])
+def test_frames_beyond_the_largest_are_not_decoded(clip, monkeypatch, reader):
+    monkeypatch.setattr("worldtune.media.video.MAX_PIXELS", 64 * 48)
+    reader(clip)
+    monkeypatch.setattr("worldtune.media.video.MAX_PIXELS", 64 * 48 - 1)
+    # Read anew: what the container says is remembered by time and size.
+    clip.touch()
+    with pytest.raises(UndecodableVideoError, match=r"clip\.mp4 has frames of 64x48; at most 3071 pixels are decoded"):
+        reader(clip)
+
+
 def test_no_video_at_all(tmp_path):
     (tmp_path / "a.mp4").write_bytes(np.random.default_rng(0).bytes(3000))
     with pytest.raises(UndecodableVideoError, match="cannot be decoded"):

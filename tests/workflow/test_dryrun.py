@@ -217,6 +217,22 @@ def test_a_misspelt_checkpoint_names_the_nearest(workspace: Workspace, key: str,
     recipe.unlink()
 
 
+def test_networks_of_annotators_are_fetched_or_put_there_by_hand(workspace: Workspace) -> None:
+    targets = [f"datasets/annotated/manifests/annotate-{kind}/0000.parquet" for kind in ("depth", "keypoint")]
+    annotators = "    annotate: {depth: {}, keypoint: {model: mine/networks}}\n"
+    before, line = (workspace.root / "config/config.yaml").read_text(), "    controls: [depth, seg, keypoint]\n"
+    workspace.edit("config/config.yaml", {line: line + annotators})
+    result = workspace.snakemake("--dryrun", *targets, check=False)
+    assert result.returncode
+    assert "datasets.annotated.annotate.keypoint = 'mine/networks', but there is no checkpoints/mine" in result.text
+    own = workspace.root / "checkpoints/mine/networks"
+    own.mkdir(parents=True)
+    (own / "pose.onnx").write_bytes(b"")
+    assert counts(workspace.planned(*targets)) == {"fetch_checkpoint": 1, "ingest": 1, "annotate": 2}
+    shutil.rmtree(workspace.root / "checkpoints")
+    (workspace.root / "config/config.yaml").write_text(before)
+
+
 @pytest.mark.parametrize("what", ["model", "report.html", "preflight.json"])
 def test_an_original_name_names_the_run_to_ask_for(workspace: Workspace, what: str) -> None:
     original = "CTRL_7Bv1pt3_lvg_tp_121frames_control_input_edge_block3_pretrain"

@@ -88,6 +88,10 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
         (("--run", RUN, "--output", "e.json", "--expect", "0"), "changed after this job was planned"),
     ],
     "export": [(("--run", RUN), "results/demo_edge_posttrain/manifest.json")],
+    "export_dataset": [
+        (("--dataset", "no", "--output", "o"), "'no'"),
+        (("--dataset", "synthetic", "--output", "o"), "dataset.json"),
+    ],
     "export_original": [(("--run", RUN, "--output", "o"), "no trained run yet"), (("--run", RUN), "--output")],
     "fetch_checkpoint": [((), "name"), (("nvidia/no/base.pt",), "nvidia/no/base.pt")],
     "fetch_metadata": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "synthetic")],
@@ -102,6 +106,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
         (("--dataset", "no", "--shard", "0000"), "'no'"),
         (("--dataset", "synthetic", "--shard", "0000"), "synthetic has no captioner"),
     ],
+    "measure_depth": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "synthetic.annotate.depth")],
     "merge_checkpoint": [
         (("no.split.json", "--output", "a.pt"), "no.split.json"),
         (("no_model_mp_0.pt", "--output", "a.pt"), "no_model_mp_0.pt"),

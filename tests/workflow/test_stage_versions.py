@@ -32,20 +32,24 @@ STAGES = {
     ],
     "make_demo_driving_checkpoints": ["demo/driving_checkpoints.py"],
     "fetch_videos": ["dataset/download.py"],
-    "ingest": ["dataset/ingest.py", "dataset/listing.py", "media/video.py"],
+    "ingest": ["dataset/ingest.py", "dataset/listing.py", "media/looks.py", "media/video.py"],
     "captions": ["dataset/captions.py", "dataset/listing.py"],
     "make_captions": [
         *("dataset/make_captions.py", "dataset/captioner.py", "dataset/captions.py", "dataset/listing.py"),
         *("annotate/answers.py", "annotate/chat_server.py", "annotate/vision_language.py"),
         "formats/structured_caption.py",
     ],
-    "t5": ["dataset/t5.py", "annotate/t5.py", "dataset/text.py"],
+    "t5": [
+        "dataset/t5.py",
+        *("annotate/t5.py", "annotate/t5_parallel.py", "dataset/text.py", "dataset/text_files.py", "dataset/layout.py"),
+    ],
     "controls": [
-        "dataset/controls.py",
+        *("dataset/controls.py", "dataset/control_checks.py", "formats/controls.py", "media/looks.py"),
         *("controls/edge.py", "controls/shrink.py", "formats/rle.py", "media/geometry.py", "media/video.py"),
     ],
     "annotate": ["dataset/annotation.py"],
-    "annotate/depth": ["annotate/depth.py", "media/video.py"],
+    "annotate/depth": ["annotate/depth.py", "annotate/depth_files.py", "media/grey16.py", "media/video.py"],
+    "annotate/keypoint": ["annotate/keypoint.py", "formats/keypoints.py", "media/video.py"],
     "annotate/seg": [
         "annotate/seg.py",
         *(f"annotate/{name}.py" for name in ("detection", "objects", "sam2_package", "sam2_transformers")),
@@ -56,7 +60,10 @@ STAGES = {
         *("dataset/latents.py", "transfer1/latents.py", "transfer1/tokenizer.py", "media/geometry.py"),
         "media/video.py",
     ],
-    "validate": ["dataset/validate.py"],
+    "validate": [
+        *(f"dataset/{name}.py" for name in ("validate", "details", "lookalikes", "verification", "control_checks")),
+        "formats/controls.py",
+    ],
     "dataset_report": ["dataset/fitting.py"],
     "split_checkpoint": [
         *("checkpoint/splitting.py", "checkpoint/reading.py", "checkpoint/writing.py", "parallel/axes.py"),

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from worldtune.annotate.protocol import choose_device
 from worldtune.common.errors import WorldtuneError
+
+if TYPE_CHECKING:
+    from worldtune.annotate.t5_parallel import ParallelTextEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,28 @@ class TextEmbedding:
     """Whether the text had more tokens."""
 
 
+def precision_on(device: str) -> str:
+    """Return the name of the type that an encoder computes in on a device such as "cpu" or "cuda:0"."""
+    return "bfloat16" if device.startswith("cuda") else "float32"
+
+
+def load_encoder(folder: Path, device: str) -> "TextEncoder | ParallelTextEncoder":
+    """Return an encoder on a device, or one on each GPU that this process sees.
+
+    Args:
+        folder: a folder as transformers writes it.
+        device: "cuda", "cpu", or "auto" for CUDA where there is one.
+
+    Raises:
+        WorldtuneError: the folder does not hold a T5 encoder, or lacks some of its weights.
+    """
+    if choose_device(device) == "cuda" and torch.cuda.device_count() > 1:
+        from worldtune.annotate.t5_parallel import ParallelTextEncoder
+
+        return ParallelTextEncoder(folder, [f"cuda:{number}" for number in range(torch.cuda.device_count())])
+    return TextEncoder(folder, device)
+
+
 class TextEncoder:
     """A T5 encoder and its tokenizer: bfloat16 on a GPU, float32 on the CPU."""
 
@@ -42,7 +68,7 @@ class TextEncoder:
             WorldtuneError: the folder does not hold a T5 encoder, or lacks some of its weights.
         """
         self.device = torch.device(choose_device(device))
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        dtype = getattr(torch, precision_on(self.device.type))
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self.model, report = T5EncoderModel.from_pretrained(
@@ -60,7 +86,7 @@ class TextEncoder:
     @property
     def precision(self) -> str:
         """Name of the type that the encoder computes in."""
-        return str(self.model.dtype).removeprefix("torch.")
+        return precision_on(self.device.type)
 
     @property
     def channels(self) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
+from worldtune.common.words import shown
 
 EXTRA_STATE = "_extra_state"
 """End of the names under which TransformerEngine stores its own settings; they carry no weights."""
@@ -23,6 +24,8 @@ INDEX_SUFFIX = ".safetensors.index.json"
 """End of the name of the file that lists the parts of a sharded safetensors checkpoint."""
 PICKLED = (".pt", ".pth", ".ckpt")
 """Suffixes of files of torch.save."""
+MAX_FILE_NAME = 255
+"""Characters of a file's name."""
 Weights = Literal["raw", "ema"]
 """Which weights of a training file are wanted: those of the last step, or their moving average."""
 NOT_AVERAGED = ("net.pos_embedder.seq", "logvar.0.freqs", "logvar.0.phases")
@@ -32,6 +35,7 @@ DAMAGE = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     OSError,
     RuntimeError,
     TypeError,
@@ -197,7 +201,7 @@ def _unpack(content: Any, path: Path, weights: Weights | None) -> dict[str, Tens
     elif isinstance(raw, Mapping):
         content = raw
     wrong = [
-        f"{name} ({type(value).__name__})"
+        f"{shown(name)} ({type(value).__name__})"
         for name, value in content.items()
         if not isinstance(value, Tensor) and not str(name).endswith(EXTRA_STATE)
     ]
@@ -234,8 +238,8 @@ def _parts_of_index(path: Path) -> dict[str, str]:
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         raise WorldtuneError(f'{path} has no "weight_map" from names to files. Fetch it again.')
     for part in sorted(set(parts.values())):
-        if Path(part).name != part:
-            raise WorldtuneError(f"{path} names the part {part!r}: expected a file in the same folder.")
+        if Path(part).name != part or len(part) > MAX_FILE_NAME:
+            raise WorldtuneError(f"{path} names the part {shown(part)}: expected a file in the same folder.")
     return parts
 
 
@@ -247,6 +251,6 @@ def _read_index(path: Path) -> dict[str, Tensor]:
     missing = sorted(set(parts) - set(tensors))
     if missing:
         raise WorldtuneError(
-            f"{path} lists tensors that its parts lack: {', '.join(missing[:5])}. Fetch the parts again."
+            f"{path} lists tensors that its parts lack: {', '.join(map(shown, missing[:5]))}. Fetch the parts again."
         )
     return {name: tensors[name] for name in parts}

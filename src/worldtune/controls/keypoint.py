@@ -12,14 +12,12 @@ import numpy as np
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.protocol import Controlled, ControlSource
+from worldtune.formats.controls import KEYPOINT_BODY_ROWS, KEYPOINT_HAND_ROWS, KEYPOINT_LARGEST
 from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
 from worldtune.recipe.schema import Control, KeypointControl
 
 NUM_COCO = 133
 """17 of the body, 6 of the feet, 68 of the face, 21 of the left hand, 21 of the right one."""
-NUM_HANDS = 42
-BODY_ROWS = (NUM_COCO, NUM_COCO - NUM_HANDS)
-"""Numbers of keypoints that a person's body may have in a file: with the hands, or without."""
 NECK = 17
 """Where the neck is inserted, before the order is changed."""
 OPENPOSE_ROWS = (1, 2, 3, 4, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17)
@@ -27,9 +25,6 @@ FORMER_ROWS = (17, 6, 8, 10, 7, 9, 12, 14, 16, 13, 15, 2, 1, 4, 3)
 """Rows, with the neck, that become OPENPOSE_ROWS."""
 LEFT_HAND, RIGHT_HAND = 92, 113
 """Roots of the hands in OpenPose's order."""
-
-LARGEST_COORDINATE = 10.0
-"""Coordinates are parts of the frame's width and height; a confident one that is further out is no such part."""
 
 Color = tuple[int, int, int]
 
@@ -146,8 +141,8 @@ def _person(person: Any) -> np.ndarray:
     """Return COCO's keypoints, float32 [133, 3], of a person in a file."""
     if not isinstance(person, dict):
         raise WorldtuneError("a person is no table")
-    body = _rows(person, "body-keypoints", BODY_ROWS)
-    hands = _rows(person, "hand-keypoints", (NUM_HANDS,))
+    body = _rows(person, "body-keypoints", KEYPOINT_BODY_ROWS)
+    hands = _rows(person, "hand-keypoints", (KEYPOINT_HAND_ROWS,))
     return np.concatenate([body, hands])[:NUM_COCO]
 
 
@@ -180,7 +175,7 @@ def people_points(people: Any, confidence_min: float) -> list[np.ndarray]:
     for person in people:
         points = to_openpose(_person(person))
         places = points[points[:, 2] >= confidence_min, :2]
-        if not (np.abs(places) <= LARGEST_COORDINATE).all():
+        if not (np.abs(places) <= KEYPOINT_LARGEST).all():
             raise WorldtuneError("a place is no part of the frame's width and height (0 to 1); divide pixels by them")
         found.append(points)
     return found

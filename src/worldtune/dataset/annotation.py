@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file
 from worldtune.common.versions import stage_version
-from worldtune.dataset.annotators import Annotator, DepthAnnotator, SegAnnotator
+from worldtune.dataset.annotators import Annotator, DepthAnnotator, KeypointAnnotator, SegAnnotator
 from worldtune.dataset.clips import caption_path, control_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
+from worldtune.dataset.control_checks import check_control
 from worldtune.dataset.controls import COLUMNS, check_whole_video, control_stage
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from worldtune.annotate.protocol import ClipAnnotator, ClipToAnnotate
 
 VERSION = 1
+
+BESIDE: dict[str, tuple[str, ...]] = {"depth": (".mkv",)}
+"""By kind of control: suffixes of files that may be made beside each of its own."""
 
 Row = dict[str, Any]
 
@@ -66,6 +70,7 @@ def annotate_clips(
     captions = _captions(root, config, shard) if annotator.reads_captions else {}
     prompts = _prompts(clips, source_folder(name, config, datasets)) if annotator.reads_prompts else {}
     with open_ledger(root, stage, shard) as ledger:
+        _sweep(root / kind, {clip["clip_id"] for clip in clips})
         rows = _annotate(
             ledger, clips, captions, prompts, kind, annotator, checkpoints, device, f"{stage} {name} {shard}"
         )
@@ -87,6 +92,13 @@ def _captions(root: Path, config: DatasetConfig, shard: str) -> dict[str, Row]:
 def _prompts(clips: list[Row], source: Path) -> dict[str, Path]:
     files = {clip["clip_id"]: source / prompts_key(clip["source_key"]) for clip in clips}
     return {identifier: file for identifier, file in files.items() if file.is_file()}
+
+
+def _sweep(folder: Path, clip_ids: set[str]) -> None:
+    """Remove the temporary files (.<clip_id>.*) that a killed job left of these clips; no other job writes them now."""
+    for path in folder.glob(".*"):
+        if path.name.split(".")[1] in clip_ids:
+            path.unlink()
 
 
 def _annotate(
@@ -144,37 +156,42 @@ class _Work:
         clip, seen = argument
         self._annotator = self._annotator or self._load()
         target = control_path(self._root, seen.clip_id, self._kind)
+        self._remove(target)
         try:
             if seen.prompts is not None:
                 check_whole_video(clip, "its prompts")
-            num_frames = self._annotator.annotate(seen, target)
-            if num_frames != seen.num_frames:
-                raise WorldtuneError(f"{num_frames} frames were annotated, the clip has {seen.num_frames}")
+            self._annotator.annotate(seen, target)
+            # As it will be read, from the first frame to the last.
+            facts = check_control(self._kind, target, clip)
         except WorldtuneError as error:
-            target.unlink(missing_ok=True)
+            self._remove(target)
             return Outcome(row=self._row(clip, f"{self._kind} not made: {error}".replace(str(seen.video), "the clip")))
-        facts = {"num_frames": num_frames, "control_sha256": sha256_file(target)}
-        return Outcome(row=self._row(clip, "", **facts), outputs=(target,))
+        row = self._row(clip, "", **vars(facts), control_sha256=sha256_file(target))
+        return Outcome(row=row, outputs=self._files(target))
 
     def died(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
         return Outcome(row=self._row(argument[0], f"{self._kind} died: the process ended without a word"))
 
+    def _files(self, target: Path) -> tuple[Path, ...]:
+        paths = (target, *(target.with_suffix(suffix) for suffix in BESIDE.get(self._kind, ())))
+        return tuple(path for path in paths if path.exists())
+
+    def _remove(self, target: Path) -> None:
+        for path in self._files(target):
+            path.unlink()
+
     def _row(self, clip: Row, reason: str, **facts: Any) -> Row:
-        row = {column: clip[column] for column in CLIP_COLUMNS} | {
-            "status": "unusable" if reason else "ok",
-            "reason": reason,
-            "video_sha256": clip["video_sha256"],
-            "num_frames": None,
-            "control_sha256": None,
-        }
-        return row | facts
+        row = dict.fromkeys(COLUMNS) | {column: clip[column] for column in CLIP_COLUMNS}
+        state = {"status": "unusable" if reason else "ok", "reason": reason, "video_sha256": clip["video_sha256"]}
+        return row | state | facts
 
 
 def _load_depth(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnnotator":
     from worldtune.annotate.depth import DepthNetwork
 
     assert isinstance(annotator, DepthAnnotator)
-    return DepthNetwork(checkpoints / annotator.model, device)
+    bounds = None if annotator.scale == "clip" else annotator.scale
+    return DepthNetwork(checkpoints / annotator.model, device, bounds=bounds, lossless=annotator.lossless)
 
 
 def _load_seg(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnnotator":
@@ -190,5 +207,24 @@ def _load_seg(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnno
     return load_segmentation(*folders, annotator.tracker_backend, settings, device)
 
 
-LOADERS: "dict[str, Callable[[Annotator, Path, str], ClipAnnotator]]" = {"depth": _load_depth, "seg": _load_seg}
+def _load_keypoint(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnnotator":
+    from worldtune.annotate.keypoint import WholeBody
+
+    assert isinstance(annotator, KeypointAnnotator)
+    folder = checkpoints / annotator.model
+    return WholeBody(
+        folder / annotator.detector,
+        folder / annotator.pose,
+        device,
+        person_confidence_min=annotator.person_confidence_min,
+        keypoint_confidence_min=annotator.keypoint_confidence_min,
+        max_people=annotator.max_people,
+    )
+
+
+LOADERS: "dict[str, Callable[[Annotator, Path, str], ClipAnnotator]]" = {
+    "depth": _load_depth,
+    "keypoint": _load_keypoint,
+    "seg": _load_seg,
+}
 """By kind of control: loads the networks that an annotator's configuration names."""

@@ -18,27 +18,24 @@ import pyarrow.parquet as pq
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import digest, read_json
+from worldtune.common.words import shown
+from worldtune.formats.controls import CONTROLS, FILE_CONTROLS
 
 CLIP_ID_LENGTH = 16
 DATASET_FORMAT = 1
 SUMMARY = "validation/summary.txt"
 """One line on what can be used, which the workflow shows on the terminal; below the dataset's folder."""
 
-CONTROL_SUFFIXES: dict[str, str] = {
-    "edge": ".mkv",
-    "depth": ".mp4",
-    "seg": ".pickle",
-    "keypoint": ".pickle",
-    "hdmap": ".mp4",
-    "lidar": ".mp4",
-}
+CONTROL_SUFFIXES: dict[str, str] = {kind: schema.suffix or "" for kind, schema in FILE_CONTROLS.items()}
 """Kinds of control that have a file for each clip, and the file's suffix."""
-COMPUTED_CONTROLS = frozenset({"edge"})
+COMPUTED_CONTROLS = frozenset(kind for kind, schema in FILE_CONTROLS.items() if schema.origin == "computed")
 """Controls of CONTROL_SUFFIXES that are made from the video; the others are given."""
-COMPUTED_IN_TRAINING = frozenset({"vis", "upscale"})
+COMPUTED_IN_TRAINING = frozenset(CONTROLS.keys() - FILE_CONTROLS.keys())
 """Kinds of control that have no files, since each sample computes them from its frames."""
 
 Split = Literal["train", "held_out"]
+TextStore = Literal["pickle", "safetensors"]
+TEXT_SUFFIXES: dict[TextStore, str] = {"pickle": ".pickle", "safetensors": ".safetensors"}
 
 
 def clip_id(key: str, start_s: float | None = None, end_s: float | None = None) -> str:
@@ -87,9 +84,9 @@ def caption_path(root: Path, clip: str) -> Path:
     return root / "metas" / f"{clip}.txt"
 
 
-def t5_path(root: Path, clip: str) -> Path:
-    """Return where the embedding of a clip's caption lies."""
-    return root / "t5_xxl" / f"{clip}.pickle"
+def t5_path(root: Path, clip: str, store: TextStore = "pickle") -> Path:
+    """Return where the embedding of a clip's text lies in a dataset of this `text_store`."""
+    return root / "t5_xxl" / f"{clip}{TEXT_SUFFIXES[store]}"
 
 
 def control_path(root: Path, clip: str, kind: str) -> Path:
@@ -143,9 +140,15 @@ class Clip:
         """Return where the caption lies below the dataset's folder."""
         return caption_path(root, self.clip_id)
 
+    def caption(self, root: Path) -> str:
+        """Return the caption; empty where the clip has none, as with given embeddings."""
+        path = self.caption_path(root)
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
     def t5_path(self, root: Path) -> Path:
-        """Return where the caption's embedding lies below the dataset's folder."""
-        return t5_path(root, self.clip_id)
+        """Return where the text's embedding lies below the dataset's folder, in whichever format."""
+        other = t5_path(root, self.clip_id, "safetensors")
+        return other if other.is_file() else t5_path(root, self.clip_id)
 
     def control_path(self, root: Path, kind: str) -> Path:
         """Return where the control of one kind lies below the dataset's folder."""
@@ -263,19 +266,22 @@ def read_rows(path: Path, columns: Mapping[str, pa.DataType]) -> list[dict[str, 
     Raises:
         WorldtuneError: the file is missing, no parquet file, or has other columns.
     """
+    expected = pa.schema(list(columns.items()))
     try:
         table = pq.read_table(path)
+        # Names and texts are decoded only here; they may be no UTF-8, which is a ValueError.
+        found = ", ".join(table.schema.names)
+        rows = list(table.to_pylist()) if table.schema.equals(expected) else None
     except FileNotFoundError as error:
         raise WorldtuneError(f"{path} does not exist. Run the rule that makes it.") from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise WorldtuneError(f"{path} cannot be read: {error}. Run the rule that makes it.") from error
-    expected = pa.schema(list(columns.items()))
-    if not table.schema.equals(expected):
+    if rows is None:
         raise WorldtuneError(
-            f"{path} has the columns {', '.join(table.schema.names)}; expected {', '.join(expected.names)} with the "
-            "types of this version. Run the rule that makes it again."
+            f"{path} has the columns {shown(found)}; expected {', '.join(expected.names)} with the types of this "
+            "version. Run the rule that makes it again."
         )
-    return list(table.to_pylist())
+    return rows
 
 
 def _clip(row: dict[str, Any], controls: tuple[str, ...]) -> Clip:

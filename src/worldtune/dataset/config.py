@@ -21,11 +21,14 @@ from pydantic import (
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.annotators import Annotators
 from worldtune.dataset.captioner import CaptionerConfig
-from worldtune.dataset.clips import COMPUTED_CONTROLS, COMPUTED_IN_TRAINING, CONTROL_SUFFIXES
+from worldtune.dataset.clips import COMPUTED_CONTROLS, COMPUTED_IN_TRAINING, CONTROL_SUFFIXES, TextStore
+from worldtune.dataset.layout import Layout, ViewText
 from worldtune.recipe.project import config_path, read_config
 from worldtune.recipe.schema import Recipe
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+VIDEO_FOLDER = "videos"
+"""Folder of the videos in the original's layout."""
 VIEW_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_SHARDS = 9999
 """Shards are named by four digits."""
@@ -68,6 +71,11 @@ class DatasetConfig(BaseModel):
     them; so do all where this is empty."""
     captioner: CaptionerConfig | None = None
     """How captions are made from the videos that have none; without it such videos are not used."""
+    layout: Layout = "beside"
+    """Where the files of a video lie (kind folder). beside: captions beside the video, controls in folders there.
+    original: a folder for each kind below `path`, as Cosmos-Transfer1 has it: videos/NAME.mp4, metas/NAME.txt,
+    t5_xxl/NAME.pickle, depth/NAME.mp4 and so on; with `views`, videos/VIEW/NAME.mp4, hdmap/VIEW/NAME.mp4,
+    t5_xxl/VIEW/NAME.pkl and cache/prefix_VIEW.pkl. Without a caption of its own, NAME_0 takes that of NAME."""
     views: dict[str, str] = {}
     """Cameras of a multi-view dataset, the main one first: folder below the source -> caption of the videos there that
     have none of their own. The video of a scene is FOLDER/NAME.mp4 in each, with the same frames; its given controls
@@ -90,6 +98,17 @@ class DatasetConfig(BaseModel):
     annotate: Annotators = Annotators()
     """Controls that networks make from the clips: a table for each of them, which may be empty. The others of
     `controls`, apart from edge, are given."""
+    text: Literal["made", "given"] = "made"
+    """Whether text embeddings are made from the captions, or given as t5_xxl/NAME.pickle, .pkl or .safetensors where
+    the layout has the controls (kind folder). Given ones need no captions. With `views`, a video of the main view has
+    the embedding given for it, and one of another view that of its view, t5_xxl/prefix_VIEW.pkl (layout original:
+    cache/prefix_VIEW.pkl)."""
+    view_text: ViewText = "alone"
+    """How the embedding of a view is used (text: given). alone: it is the text of all videos of a view other than the
+    main one. before: every view has one, and each of its videos has it before its own."""
+    text_store: TextStore = "pickle"
+    """Format of the embeddings' files: the pickle of Cosmos-Transfer1, or safetensors, which are read faster. Training
+    reads either; a change makes the embeddings again."""
     text_encoder: str = "google-t5/t5-11b"
     """T5 encoder for the captions, as a folder below checkpoints/."""
     text_max_tokens: PositiveInt = 512
@@ -148,7 +167,7 @@ class DatasetConfig(BaseModel):
     @model_validator(mode="after")
     def _keys_of_kind(self) -> Self:
         keys = {
-            "folder": {"path", "captions"},
+            "folder": {"path", "captions", "layout", "text", "view_text"},
             "synthetic": {"world", "num_clips", "seed", "num_frames", "width", "height", "fps"},
             "hdvila": {"max_clips"},
         }
@@ -158,6 +177,8 @@ class DatasetConfig(BaseModel):
                 raise ValueError(f"{', '.join(foreign)} belongs to kind {kind!r}, but the kind is {self.kind!r}")
         if self.kind == "folder" and not self.path:
             raise ValueError("kind 'folder' needs path, the folder of the videos")
+        if "view_text" in self.model_fields_set and not (self.views and self.text == "given"):
+            raise ValueError("view_text belongs to given embeddings (text: given) of several views")
         if self.captions and Path(self.captions).suffix not in (".csv", ".jsonl"):
             raise ValueError(f"captions: {self.captions!r} must end in .csv or .jsonl")
         if self.kind == "synthetic" and self.num_clips is None:
@@ -306,14 +327,26 @@ def dataset_of(run: str, recipe: Recipe, datasets: Mapping[str, DatasetConfig]) 
 
 def source_folder(name: str, config: DatasetConfig, datasets: Path = Path("datasets")) -> Path:
     """Return the folder of a dataset's source videos; rendered and downloaded ones lie in datasets/<name>/source."""
-    return Path(config.path) if config.kind == "folder" else datasets / name / "source"
+    if config.kind != "folder":
+        return datasets / name / "source"
+    return Path(config.path) / VIDEO_FOLDER if config.layout == "original" else Path(config.path)
 
 
 def missing_folder(name: str, config: DatasetConfig) -> str:
     """Say what is wrong where the folder of a dataset's videos does not exist; empty where it does or is made here."""
     if config.kind != "folder" or Path(config.path).is_dir():
-        return ""
+        return _missing_videos(name, config)
     return (
         f"{config_path()}: datasets.{name}.path = {config.path!r} is {Path(config.path).absolute()}, which is no "
         "folder. Put the videos there, or mend the path; a relative one starts at the repository's root."
+    )
+
+
+def _missing_videos(name: str, config: DatasetConfig) -> str:
+    videos = Path(config.path) / VIDEO_FOLDER
+    if config.kind != "folder" or config.layout != "original" or videos.is_dir():
+        return ""
+    return (
+        f"{config_path()}: datasets.{name}.layout = 'original', but {videos.absolute()} is no folder. Put the videos "
+        "there, or set layout to 'beside'."
     )

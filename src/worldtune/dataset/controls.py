@@ -5,7 +5,6 @@ for held-out evaluation and reports; training draws its own thresholds. The othe
 named after the kind beside the source video; they are checked against the clip and copied.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,19 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import copy_file, sha256_file
 from worldtune.dataset.clips import COMPUTED_CONTROLS, control_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
+from worldtune.dataset.control_checks import ControlFacts, check_control
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
+from worldtune.dataset.layout import Layout, given_path
 from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import control_key
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
-from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
-from worldtune.formats.rle import decode_runs
 from worldtune.media.geometry import nearest_aspect_ratio
-from worldtune.media.video import check_video, iterate_frames, video_writer
-from worldtune.recipe.schema import VIDEO_SIZES_WH, KeypointControl
+from worldtune.media.video import iterate_frames, video_writer
+from worldtune.recipe.schema import VIDEO_SIZES_WH
 
-VERSION = 4
+VERSION = 5
 
 EDGE_PRESET = "medium"
 
@@ -37,8 +36,13 @@ COLUMNS: dict[str, pa.DataType] = {
     "video_sha256": pa.string(),
     "num_frames": pa.int64(),
     "control_sha256": pa.string(),
+    "width": pa.int64(),
+    "height": pa.int64(),
+    "empty_frames": pa.int64(),
+    "num_objects": pa.int64(),
+    "people_per_frame": pa.float64(),
 }
-"""Columns of the manifest."""
+"""Columns of the manifest; the last five are those of ControlFacts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,24 +95,24 @@ def make_controls(
     stage = control_stage(kind, config)
     path = manifest_path(root, stage, shard)
     with open_ledger(root, stage, shard) as ledger:
-        tasks = _tasks(root, source_folder(name, config, datasets), shard, kind)
+        tasks = _tasks(root, source_folder(name, config, datasets), shard, kind, config.layout)
         label = f"{stage} {name} {shard}"
         rows = do_tasks(ledger, tasks, make_control, _died, label=label, processes=processes)
         write_manifest(path, rows, COLUMNS)
     return path
 
 
-def _tasks(root: Path, source: Path, shard: str, kind: str) -> list[Task[ControlJob]]:
+def _tasks(root: Path, source: Path, shard: str, kind: str, layout: Layout) -> list[Task[ControlJob]]:
     tasks = []
     for clip in read_manifest(manifest_path(root, INGEST_STAGE, shard), INGEST_COLUMNS):
         if clip["status"] != "ok":
             continue
-        given_key = control_key(clip["source_key"], kind)
+        given_key = control_key(clip["source_key"], kind, layout)
         job = ControlJob(
             kind=kind,
             clip=clip,
             video=video_path(root, clip["clip_id"]),
-            given=source / given_key,
+            given=given_path(source, given_key),
             given_key=given_key,
             target=control_path(root, clip["clip_id"], kind),
         )
@@ -128,14 +132,9 @@ def _inputs(job: ControlJob) -> dict[str, Any]:
 
 
 def _row(job: ControlJob, reason: str, **facts: Any) -> dict[str, Any]:
-    row = {column: job.clip[column] for column in CLIP_COLUMNS} | {
-        "status": "unusable" if reason else "ok",
-        "reason": reason,
-        "video_sha256": job.clip["video_sha256"],
-        "num_frames": None,
-        "control_sha256": None,
-    }
-    return row | facts
+    row = dict.fromkeys(COLUMNS) | {column: job.clip[column] for column in CLIP_COLUMNS}
+    state = {"status": "unusable" if reason else "ok", "reason": reason, "video_sha256": job.clip["video_sha256"]}
+    return row | state | facts
 
 
 def _died(job: ControlJob) -> Outcome:
@@ -145,17 +144,17 @@ def _died(job: ControlJob) -> Outcome:
 def make_control(job: ControlJob) -> Outcome:
     """Make or take over the control of one clip, and return its row."""
     try:
-        num_frames = _write_edges(job) if job.kind == "edge" else _take_given(job)
+        facts = _write_edges(job) if job.kind == "edge" else _take_given(job)
     except WorldtuneError as error:
         job.target.unlink(missing_ok=True)
         # Rows are the same wherever the folders lie.
         reason = str(error).replace(str(job.given), job.given_key).replace(str(job.video), "the clip")
         return Outcome(row=_row(job, f"{job.kind} unusable: {reason}"))
-    facts = {"num_frames": num_frames, "control_sha256": sha256_file(job.target)}
-    return Outcome(row=_row(job, "", **facts), outputs=(job.target,))
+    row = _row(job, "", **vars(facts), control_sha256=sha256_file(job.target))
+    return Outcome(row=row, outputs=(job.target,))
 
 
-def _write_edges(job: ControlJob) -> int:
+def _write_edges(job: ControlJob) -> ControlFacts:
     # Imported here: OpenCV is slow to load, and reading this module's columns must not need it.
     import cv2
 
@@ -165,18 +164,11 @@ def _write_edges(job: ControlJob) -> int:
     cv2.setNumThreads(1)
     low, high = PRESETS[EDGE_PRESET]
     size_wh = VIDEO_SIZES_WH[EDGE_RESOLUTION][nearest_aspect_ratio(job.clip["width"], job.clip["height"])]
-    num_frames = 0
     with video_writer(job.target, job.clip["fps"], lossless=True) as append:
         for frame in iterate_frames(job.video):
             append(edge_map(frame, low, high, size_wh)[None])
-            num_frames += 1
-    _check_frames(job, num_frames)
-    return num_frames
-
-
-def _check_frames(job: ControlJob, num_frames: int) -> None:
-    if num_frames != job.clip["num_frames"]:
-        raise WorldtuneError(f"it has {num_frames} frames, the clip has {job.clip['num_frames']}; make it again")
+    # As it will be read, from the first frame to the last.
+    return check_control(job.kind, job.target, job.clip)
 
 
 def check_whole_video(clip: dict[str, Any], given: str) -> None:
@@ -193,77 +185,10 @@ def check_whole_video(clip: dict[str, Any], given: str) -> None:
         )
 
 
-def _take_given(job: ControlJob) -> int:
+def _take_given(job: ControlJob) -> ControlFacts:
     check_whole_video(job.clip, "its control")
     if not job.given.is_file():
         raise WorldtuneError(f"expected it as {job.given_key} in the source folder")
-    num_frames = GIVEN_CHECKS[job.kind](job)
-    _check_frames(job, num_frames)
+    facts = check_control(job.kind, job.given, job.clip)
     copy_file(job.given, job.target)
-    return num_frames
-
-
-def _check_given_video(job: ControlJob) -> int:
-    info = check_video(job.given)
-    if info.variable_frame_rate:
-        raise WorldtuneError("its frames last for different times; encode it with the video's rate")
-    if info.rotation_degrees:
-        raise WorldtuneError(f"it is turned by {info.rotation_degrees} degrees when it is shown; encode it upright")
-    if (info.width, info.height) != (job.clip["width"], job.clip["height"]):
-        raise WorldtuneError(
-            f"it is {info.width}x{info.height}, the clip is {job.clip['width']}x{job.clip['height']}; make it again"
-        )
-    return info.num_frames
-
-
-def _check_segmentation(job: ControlJob) -> int:
-    """Check a list of {"phrase", "segmentation_mask_rle": {"data": {"size", "counts"}, "mask_shape": (T, H, W)}}."""
-    objects = read_pickle(job.given, MAX_CONTROL_BYTES)
-    height, width, num_frames = job.clip["height"], job.clip["width"], job.clip["num_frames"]
-    if not isinstance(objects, list):
-        raise WorldtuneError("expected a list of objects")
-    for number, thing in enumerate(objects):
-        try:
-            phrase, mask = thing["phrase"], thing["segmentation_mask_rle"]
-            shape, size, counts = tuple(mask["mask_shape"]), tuple(mask["data"]["size"]), mask["data"]["counts"]
-        except (TypeError, KeyError, IndexError) as error:
-            raise WorldtuneError(f"object {number} is no phrase with a mask ({error!r})") from error
-        if not isinstance(phrase, str) or not isinstance(counts, bytes | str):
-            raise WorldtuneError(f"object {number} is no phrase with a mask")
-        if shape != (num_frames, height, width) or size != (num_frames * height * width, 1):
-            raise WorldtuneError(
-                f"object {number} has a mask of {shape}, size {size}; expected {(num_frames, height, width)} and "
-                f"{(num_frames * height * width, 1)}"
-            )
-        if int(decode_runs(counts).sum()) != num_frames * height * width:
-            raise WorldtuneError(f"the mask of object {number} does not cover the clip")
-    return int(num_frames)
-
-
-def _check_keypoints(job: ControlJob) -> int:
-    """Check {frame: [person, ...]} as drawing does at the recipes' usual confidence."""
-    # Imported here for the same reason as edges are.
-    from worldtune.controls.keypoint import people_points
-
-    frames = read_pickle(job.given, MAX_CONTROL_BYTES)
-    if not isinstance(frames, dict) or not all(isinstance(frame, int) for frame in frames):
-        raise WorldtuneError("expected a table of frame numbers")
-    numbers = sorted(frames)
-    if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-        raise WorldtuneError("its frame numbers have gaps; give an entry for every frame")
-    for number in numbers:
-        try:
-            people_points(frames[number], KeypointControl().confidence_min)
-        except WorldtuneError as error:
-            raise WorldtuneError(f"frame {number}: {error}") from error
-    return len(numbers)
-
-
-GIVEN_CHECKS: dict[str, Callable[[ControlJob], int]] = {
-    "depth": _check_given_video,
-    "hdmap": _check_given_video,
-    "lidar": _check_given_video,
-    "seg": _check_segmentation,
-    "keypoint": _check_keypoints,
-}
-"""By kind: checks a given control's content and returns its number of frames."""
+    return facts

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path
+from worldtune.common.words import shown
 from worldtune.dataset.clips import clip_id, shard_of
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.ledger import open_ledger
@@ -35,7 +36,7 @@ DOWNLOAD_FAILED = "download failed"
 METADATA = "metadata.jsonl"
 TIMEOUT_S = 60
 VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-TIME = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
+TIME = re.compile(r"(\d{1,4}):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
 OWN_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 """Failures of this machine's disk, which say nothing of a video."""
 OUTAGES = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH})
@@ -95,7 +96,8 @@ def _records(metadata: Path) -> Iterator[tuple[str, Any]]:
                     yield f"{metadata}, line {number}", json.loads(line)
     except FileNotFoundError as error:
         raise WorldtuneError(f"{metadata} does not exist. Make it: `snakemake {metadata}`.") from error
-    except ValueError as error:
+    # RecursionError: JSON may be nested without end.
+    except (ValueError, RecursionError) as error:
         raise WorldtuneError(
             f"{metadata} has a line that is no JSON ({error}). Delete it and fetch it again."
         ) from error
@@ -106,9 +108,11 @@ def _clip(where: str, record: Any) -> ListedClip:
     video, url = str(values.get("video_id", "")), str(values.get("url", ""))
     # The id names a file: one that is none could name any.
     if not VIDEO_ID.fullmatch(video):
-        raise WorldtuneError(f"{where}: video_id is {values.get('video_id')!r}; expected letters, digits, _ and -.")
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise WorldtuneError(f"{where}: url is {values.get('url')!r}; expected one that begins with https://.")
+        raise WorldtuneError(
+            f"{where}: video_id is {shown(values.get('video_id'))}; expected letters, digits, _ and -."
+        )
+    if not _is_web_address(url):
+        raise WorldtuneError(f"{where}: url is {shown(values.get('url'))}; expected one that begins with https://.")
     start_s, end_s = (_seconds(where, key, values.get(key)) for key in ("span_start", "span_end"))
     if end_s <= start_s:
         raise WorldtuneError(f"{where}: span_end is not after span_start.")
@@ -117,10 +121,17 @@ def _clip(where: str, record: Any) -> ListedClip:
     )
 
 
+def _is_web_address(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in ("http", "https")
+    except ValueError:
+        return False
+
+
 def _seconds(where: str, key: str, value: Any) -> float:
     match = TIME.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise WorldtuneError(f"{where}: {key} is {value!r}; expected a time such as 0:01:02.500.")
+        raise WorldtuneError(f"{where}: {key} is {shown(value)}; expected a time such as 0:01:02.500.")
     return round(3600 * int(match[1]) + 60 * int(match[2]) + float(match[3]), 6)
 
 

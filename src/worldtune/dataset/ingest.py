@@ -24,6 +24,7 @@ from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import Listing, list_source
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
+from worldtune.media.looks import Looks
 from worldtune.media.video import (
     OPEN_OPTIONS,
     X264_REPRODUCIBLE,
@@ -34,7 +35,7 @@ from worldtune.media.video import (
     probe,
 )
 
-VERSION = 4
+VERSION = 5
 
 STAGE = "ingest"
 KEPT_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
@@ -57,6 +58,9 @@ COLUMNS: dict[str, pa.DataType] = {
     "height": pa.int64(),
     "fps": pa.float64(),
     "video_sha256": pa.string(),
+    "fingerprint": pa.string(),
+    "brightness": pa.float64(),
+    "motion": pa.float64(),
     "action": pa.string(),
     "source_codec": pa.string(),
     "source_num_frames": pa.int64(),
@@ -64,7 +68,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "source_variable_frame_rate": pa.bool_(),
     "source_rotation_degrees": pa.int64(),
 }
-"""Columns of the manifest."""
+"""Columns of the manifest; fingerprint, brightness and motion are those of media.looks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +170,11 @@ def ingest_clip(job: IngestJob) -> Outcome:
         job.target.unlink(missing_ok=True)
         return Outcome(row=_row(job, "unusable", job.problem))
     path = job.source / job.key
+    looks = Looks()
     try:
         whole = job.start_s is None
         # A cut is decoded when it is made, and looked through afterwards.
-        source = check_video(path) if whole else probe(path)
+        source = check_video(path, looks.see) if whole else probe(path)
         facts = {
             "source_codec": source.codec,
             "source_num_frames": source.num_frames,
@@ -181,7 +186,7 @@ def ingest_clip(job: IngestJob) -> Outcome:
         if problem:
             job.target.unlink(missing_ok=True)
             return Outcome(row=_row(job, "unusable", problem, **facts))
-        clip, action = _make_clip(job, path, source)
+        clip, action = _make_clip(job, path, source, looks)
     except VideoError as error:
         job.target.unlink(missing_ok=True)
         # Rows are the same wherever the source folder lies.
@@ -200,6 +205,7 @@ def ingest_clip(job: IngestJob) -> Outcome:
         fps=clip.fps,
         video_sha256=sha256_file(job.target),
         action=action,
+        **looks.facts(),
         **facts,
     )
     return Outcome(row=row, outputs=(job.target,))
@@ -240,7 +246,7 @@ def _action(job: IngestJob, source: VideoInfo) -> Action:
     return "copy" if source.container == MP4_FORMAT else "remux"
 
 
-def _make_clip(job: IngestJob, path: Path, source: VideoInfo) -> tuple[VideoInfo, Action]:
+def _make_clip(job: IngestJob, path: Path, source: VideoInfo, looks: Looks) -> tuple[VideoInfo, Action]:
     """Make the clip's file and return its facts and how it was made."""
     action = _action(job, source)
     if action == "copy":
@@ -257,7 +263,7 @@ def _make_clip(job: IngestJob, path: Path, source: VideoInfo) -> tuple[VideoInfo
             # The coarse clock of Matroska can make a fast constant rate look variable.
             logger.info("%s: cannot be put into an MP4 container as it is; it is encoded", job.key)
         _run_ffmpeg(path, temporary, _ffmpeg_options(job, source, "encode"))
-        clip = check_video(temporary)
+        clip = check_video(temporary, looks.see)
         if clip.variable_frame_rate:
             raise VideoError(f"{path} has no constant frame rate after encoding. Encode it yourself.")
     return clip, "encode"

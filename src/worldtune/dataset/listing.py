@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.common.words import shown
 from worldtune.dataset.clips import COMPUTED_CONTROLS, CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
 from worldtune.dataset.config import DatasetConfig, missing_folder, source_folder
 from worldtune.dataset.download import METADATA, listed_clips
+from worldtune.dataset.layout import META_FOLDER, Layout, ViewText, caption_stems, given_key, given_path, text_parts
 from worldtune.dataset.scenes import scene_names
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
@@ -82,6 +84,8 @@ class Listing:
     """Sorted by key and time within each shard."""
     from_config: bool
     """Whether the list was made from the configuration alone; the files may not be there yet."""
+    layout: Layout = "beside"
+    """Where what belongs to the videos lies."""
     _captions: dict[str, list[CaptionRow]] = field(default_factory=dict, repr=False, compare=False)
 
     def clips(self, shard: str) -> tuple[SourceClip, ...]:
@@ -119,8 +123,7 @@ class Listing:
             return []
         rows = []
         for key in sorted({clip.key for clip in self.clips(shard) if clip.has_video}):
-            status = _status(self.source / control_key(key, kind))
-            rows.append([control_key(key, kind), *_size_and_time(status)])
+            rows.append(self._file(control_key(key, kind, self.layout)))
         return rows
 
     def prompts(self, shard: str) -> list[VideoRow]:
@@ -131,6 +134,30 @@ class Listing:
         rows = [[key, *_size_and_time(_status(self.source / key))] for key in keys]
         return [row for row in rows if row[1] is not None]
 
+    def texts(self, shard: str, views: Mapping[str, str], view_text: ViewText) -> list[list[VideoRow]]:
+        """Return the given embeddings of each clip of a shard: the files [key, size, mtime_ns] in their order.
+
+        Args:
+            shard: four digits.
+            views: the dataset's.
+            view_text: the dataset's.
+        """
+        return [self.text_files(clip, views, view_text) for clip in self.clips(shard) if clip.has_video]
+
+    def text_files(self, clip: SourceClip, views: Mapping[str, str], view_text: ViewText) -> list[VideoRow]:
+        """Return the files of a clip's given embedding; size and time are None where one is missing."""
+        view = view_of(clip.key, views) if views else None
+        if views and view is None:
+            return []
+        rows = []
+        for keys in text_parts(clip.key, view, views, view_text, self.layout):
+            there = (key for key in keys if given_path(self.source, key).is_file())
+            rows.append(self._file(next(there, keys[0])))
+        return rows
+
+    def _file(self, key: str) -> VideoRow:
+        return [key, *_size_and_time(_status(given_path(self.source, key)))]
+
 
 def shard_range(num_shards: int) -> str:
     """Return the names of a dataset's shards as a text."""
@@ -138,10 +165,9 @@ def shard_range(num_shards: int) -> str:
     return names[0] if num_shards == 1 else f"{names[0]} to {names[-1]}"
 
 
-def control_key(key: str, kind: str) -> str:
-    """Return where the given control of a video lies: KIND/NAME beside the video."""
-    folder, _, name = key.rpartition("/")
-    return posixpath.join(folder, kind, posixpath.splitext(name)[0] + CONTROL_SUFFIXES[kind])
+def control_key(key: str, kind: str, layout: Layout) -> str:
+    """Return the key of the given control of a video."""
+    return given_key(key, kind, CONTROL_SUFFIXES[kind], layout)
 
 
 def prompts_key(key: str) -> str:
@@ -160,7 +186,7 @@ def list_dataset(name: str, config: DatasetConfig, datasets: Path = Path("datase
     """
     source = source_folder(name, config, datasets)
     if config.kind == "folder":
-        clips = _list_folder(source, Path(config.captions) if config.captions else None)
+        clips = _list_folder(source, Path(config.captions) if config.captions else None, config.layout)
     elif config.kind == "synthetic":
         stems = scene_names(config.num_clips or 0)
         if config.views:
@@ -181,6 +207,7 @@ def list_dataset(name: str, config: DatasetConfig, datasets: Path = Path("datase
         source=source,
         shards={shard: tuple(clips) for shard, clips in shards.items()},
         from_config=config.kind != "folder",
+        layout=config.layout,
     )
 
 
@@ -245,12 +272,19 @@ def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tupl
         yield from _walk(os.path.join(folder, name), f"{prefix}{name}/", seen)
 
 
-def _list_folder(source: Path, caption_list: Path | None) -> list[SourceClip]:
+def _walk_source(source: Path, layout: Layout) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    yield from _walk(str(source), "", set())
+    captions = given_path(source, f"../{META_FOLDER}")
+    if layout == "original" and captions.is_dir():
+        yield from _walk(str(captions), f"../{META_FOLDER}/", set())
+
+
+def _list_folder(source: Path, caption_list: Path | None, layout: Layout) -> list[SourceClip]:
     if not source.is_dir():
         return []
     videos: dict[str, tuple[int | None, int | None]] = {}
     captions: set[str] = set()
-    for key, entry in _walk(str(source), "", set()):
+    for key, entry in _walk_source(source, layout):
         suffix = posixpath.splitext(key)[1].lower()
         if suffix in VIDEO_SUFFIXES:
             videos[key] = _size_and_time(_status(entry))
@@ -265,16 +299,17 @@ def _list_folder(source: Path, caption_list: Path | None) -> list[SourceClip]:
         size, mtime_ns = videos.get(clip.key, (None, None))
         clips.append(SourceClip(**{**vars(clip), "size": size, "mtime_ns": mtime_ns}))
     in_list = {clip.key for clip in listed}
-    stems = {posixpath.splitext(key)[0] for key in (*videos, *in_list)}
+    stems = {stem for key in (*videos, *in_list) for stem in caption_stems(key, layout)}
     for key, (size, mtime_ns) in videos.items():
         if key not in in_list:
-            stem = posixpath.splitext(key)[0]
-            beside = next((stem + suffix for suffix in CAPTION_SUFFIXES if stem + suffix in captions), None)
+            candidates = (stem + suffix for stem in caption_stems(key, layout) for suffix in CAPTION_SUFFIXES)
+            beside = next((candidate for candidate in candidates if candidate in captions), None)
             clips.append(SourceClip(key=key, size=size, mtime_ns=mtime_ns, caption_key=beside))
     ours = None if caption_list is None else os.path.abspath(caption_list)
     for key in captions:
         prompts = key.endswith(PROMPTS_SUFFIX) and key.removesuffix(PROMPTS_SUFFIX) in stems
-        if posixpath.splitext(key)[0] not in stems and not prompts and os.path.abspath(source / key) != ours:
+        is_list = str(given_path(source.absolute(), key)) == ours
+        if posixpath.splitext(key)[0] not in stems and not prompts and not is_list:
             clips.append(SourceClip(key=key, caption_key=key))
     return clips
 
@@ -306,7 +341,7 @@ def read_caption(source: Path, clip: SourceClip) -> CaptionText | None:
         return _caption_text(clip.caption)
     if clip.caption_key is None:
         return None
-    path = source / clip.caption_key
+    path = given_path(source, clip.caption_key)
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_CAPTION_BYTES + 1)
@@ -351,15 +386,17 @@ def _read_list(source: Path, path: Path) -> list[SourceClip]:
         where = f"{path}, line {line}"
         unknown = sorted(str(key) for key in record if key not in LIST_COLUMNS)
         if unknown:
-            raise WorldtuneError(f"{where}: unknown column {unknown[0]!r}; expected {', '.join(sorted(LIST_COLUMNS))}.")
+            raise WorldtuneError(
+                f"{where}: unknown column {shown(unknown[0])}; expected {', '.join(sorted(LIST_COLUMNS))}."
+            )
         video, caption = record.get("video"), record.get("caption")
         if not isinstance(video, str) or not video.strip():
-            raise WorldtuneError(f"{where}: video is {video!r}; expected a path below {source}.")
+            raise WorldtuneError(f"{where}: video is {shown(video)}; expected a path below {source}.")
         if caption is not None and not isinstance(caption, str):
-            raise WorldtuneError(f"{where}: caption is {caption!r}; expected a text.")
+            raise WorldtuneError(f"{where}: caption is {shown(caption)}; expected a text.")
         key = posixpath.normpath(video.strip())
         if posixpath.isabs(key) or key.split("/")[0] == ".." or not key.isprintable():
-            raise WorldtuneError(f"{where}: video {video!r} is no path below {source}.")
+            raise WorldtuneError(f"{where}: video {shown(video)} is no path below {source}.")
         start_s, end_s = _seconds(record.get("start_s"), where), _seconds(record.get("end_s"), where)
         if (start_s is None) != (end_s is None) or (start_s is not None and end_s is not None and end_s <= start_s):
             raise WorldtuneError(
@@ -410,8 +447,9 @@ def _seconds(value: object, where: str) -> float | None:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
         seconds = float(value)
-    except ValueError as error:
-        raise WorldtuneError(f"{where}: {value!r} is no time in seconds.") from error
+    # OverflowError: JSON knows whole numbers of any size.
+    except (ValueError, OverflowError) as error:
+        raise WorldtuneError(f"{where}: {shown(value)} is no time in seconds.") from error
     if not math.isfinite(seconds) or seconds < 0:
-        raise WorldtuneError(f"{where}: {value!r} is no time in seconds.")
+        raise WorldtuneError(f"{where}: {shown(value)} is no time in seconds.")
     return seconds

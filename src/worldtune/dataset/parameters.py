@@ -12,10 +12,13 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "ingest": ("kind", "path", "listing", "min_frames", "version"),
     "captions": ("kind", "path", "listing", "version"),
     "make_captions": ("kind", "path", "listing", "captioner", "version"),
-    "t5": ("text_encoder", "text_max_tokens", "version"),
+    "t5": ("text", "given_texts", "text_store", "text_encoder", "text_max_tokens", "version"),
     "controls": ("control", "given", "version"),
     "annotate": ("control", "annotator", "prompts", "version"),
-    "validate": ("controls", "views", "held_out_fraction", "min_clips", "text_encoder", "text_max_tokens", "version"),
+    "validate": (
+        *("controls", "views", "held_out_fraction", "min_clips", "text", "text_store", "text_encoder"),
+        *("text_max_tokens", "version"),
+    ),
 }
 """Names of the values of each stage; a rule has one param for each."""
 
@@ -62,6 +65,9 @@ def stage_values(
             annotator = config.annotate.find(_required(control))
             reads = annotator is not None and annotator.reads_prompts
             values[key] = list_dataset(name, config).prompts(_required(shard)) if reads else []
+        elif key == "given_texts":
+            listing = list_dataset(name, config) if config.text == "given" else None
+            values[key] = listing.texts(_required(shard), config.views, config.view_text) if listing else []
         elif key == "given":
             values[key] = list_dataset(name, config).controls(_required(shard), _required(control))
         elif key == "listing":

@@ -1,4 +1,7 @@
-"""Stage t5: the caption of each clip becomes t5_xxl/<clip_id>.pickle; the encoder is loaded once a shard."""
+"""Stage t5: the embedding of each clip's text, t5_xxl/<clip_id>.pickle or .safetensors.
+
+It is made from the caption by an encoder that is loaded once a shard, or on each GPU of the job; or given (text_files).
+"""
 
 import logging
 from pathlib import Path
@@ -14,7 +17,7 @@ from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.ledger import Ledger, open_ledger
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
-from worldtune.dataset.text import write_t5
+from worldtune.dataset.text_files import store_inputs, take_texts, write_text_file
 
 VERSION = 1
 
@@ -61,21 +64,24 @@ def embed_captions(
     root = datasets / name
     path = manifest_path(root, STAGE, shard)
     with open_ledger(root, STAGE, shard) as ledger:
-        stage, columns = caption_stage(config)
-        captions = read_manifest(manifest_path(root, stage, shard), columns)
         label = f"{STAGE} {name} {shard}"
-        rows = _embed(captions, ledger, checkpoints / config.text_encoder, config.text_max_tokens, device, label)
+        if config.text == "given":
+            rows = take_texts(name, config, shard, ledger, label, datasets=datasets)
+        else:
+            stage, columns = caption_stage(config)
+            captions = read_manifest(manifest_path(root, stage, shard), columns)
+            rows = _embed(captions, ledger, checkpoints / config.text_encoder, config, device, label)
         write_manifest(path, rows, COLUMNS)
     return path
 
 
 def _embed(
-    captions: list[dict[str, Any]], ledger: Ledger, folder: Path, max_tokens: int, device: str, label: str
+    captions: list[dict[str, Any]], ledger: Ledger, folder: Path, config: DatasetConfig, device: str, label: str
 ) -> list[dict[str, Any]]:
     """Return a row for each usable caption, from the ledger where caption and encoder are as they were."""
     # Imported here: the encoder's libraries take seconds, and reading this module's columns must not need them.
     from worldtune.annotate.protocol import folder_sha256
-    from worldtune.annotate.t5 import TextEncoder
+    from worldtune.annotate.t5 import load_encoder
 
     root = ledger.root
     encoder_hash = folder_sha256(folder)
@@ -88,9 +94,9 @@ def _embed(
         inputs = {
             "caption_sha256": caption["caption_sha256"],
             "encoder_sha256": encoder_hash,
-            "max_tokens": max_tokens,
+            "max_tokens": config.text_max_tokens,
             "version": VERSION,
-        }
+        } | store_inputs(config)
         record = ledger.current(caption["clip_id"], inputs)
         if record is None:
             todo.append((caption, inputs))
@@ -98,14 +104,14 @@ def _embed(
             rows[caption["clip_id"]] = record["row"]
     logger.info("%s: %d captions, %d of them as they were", label, len(rows) + len(todo), len(rows))
     if todo:
-        encoder = TextEncoder(folder, device)
+        encoder = load_encoder(folder, device)
         texts = [_read_caption(root, caption["clip_id"]) for caption, _ in todo]
-        embeddings = encoder.encode(texts, max_tokens)
+        embeddings = encoder.encode(texts, config.text_max_tokens)
         for _, (index, embedding) in zip(progress(todo, label), embeddings, strict=True):
             caption, inputs = todo[index]
-            path = t5_path(root, caption["clip_id"])
+            path = t5_path(root, caption["clip_id"], config.text_store)
             ledger.start(caption["clip_id"])
-            write_t5(path, embedding.tokens)
+            write_text_file(root, caption["clip_id"], config.text_store, embedding.tokens)
             row = {column: caption[column] for column in (*CLIP_COLUMNS, "caption_sha256")} | {
                 "num_tokens": len(embedding.tokens),
                 "truncated": embedding.truncated,

@@ -1,21 +1,21 @@
 """Stage validate: the shards' manifests become one table of clips, and a verdict whether it is fit to train on.
 
 `dataset.json` and `clips.parquet` are written only if it is, and have equal bytes for equal content; `dataset.json`, on
-which training depends, for equal usable clips. The page and the table for people, validation/index.html and
-validation/clips.csv, are written in any case, as is the one line of validation/summary.txt.
+which training depends, for equal usable clips. What is for people is written in any case, below validation/: the
+tables clips.parquet and clips.csv, statistics.json and the one line of summary.txt. The page, index.html, is drawn from
+what `examine` returns (evaluate/validation_page.py).
 """
 
 import csv
-import html
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, digest, write_json, write_text
-from worldtune.common.words import count_of
 from worldtune.dataset.clips import (
     DATASET_FORMAT,
     SUMMARY,
@@ -30,63 +30,117 @@ from worldtune.dataset.clips import (
     video_path,
     view_of,
 )
-from worldtune.dataset.config import DatasetConfig
+from worldtune.dataset.config import DatasetConfig, source_folder
+from worldtune.dataset.control_checks import misplacement
 from worldtune.dataset.controls import COLUMNS as CONTROL_COLUMNS
 from worldtune.dataset.controls import control_stage
+from worldtune.dataset.details import (
+    clip_details,
+    detail_columns,
+    find_alike,
+    mark_leaks,
+    shares_of_empty_frames,
+    statistics,
+)
 from worldtune.dataset.download import COLUMNS as FETCH_COLUMNS
 from worldtune.dataset.download import STAGE as FETCH_STAGE
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, write_manifest
+from worldtune.dataset.reasons import REASON_SEPARATOR
+from worldtune.dataset.remarks import dataset_remarks, reasons_in_words, summary_line
 from worldtune.dataset.t5 import COLUMNS as T5_COLUMNS
 from worldtune.dataset.t5 import STAGE as T5_STAGE
+from worldtune.dataset.verification import read_captions, verify_files
+from worldtune.formats.controls import FILE_CONTROLS
 
-VERSION = 3
+VERSION = 4
 
 SPLIT_DIGITS = 16
-REASON_SEPARATOR = " | "
-STYLE = """<style>
-body { font-family: sans-serif; margin: 2em }
-table { border-collapse: collapse }
-td, th { border: 1px solid #bbb; padding: 0.2em 0.6em; text-align: left }
-</style>
-"""
-SHOWN_REASONS = 5
-SHOWN_CLIPS = 500
-"""Clips in each table of the page; all are in clips.csv."""
-
+FILE_ADVICE = {
+    "gone": "force the stage that makes it",
+    "changed": "it is not what its stage made; delete it and force that stage",
+}
+"""What to do about a file, by what verify_files says of it."""
+PAGE = "validation/index.html"
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
 
-def validate(name: str, config: DatasetConfig, *, datasets: Path = Path("datasets")) -> Path:
-    """Gather the manifests of a dataset and write its clip table, if it is fit to train on.
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What was found out about a dataset."""
+
+    root: Path
+    source: Path
+    """Folder of the source videos."""
+    name: str
+    config: DatasetConfig
+    rows: list[Row]
+    """The rows of clips.parquet, sorted by clip id."""
+    table: list[Row]
+    """The same with the clips' details, as in validation/clips.parquet."""
+    remarks: list[str]
+    """What a person should know and what does not make a dataset unfit."""
+    statistics: list[Row]
+    channels: int
+    """Width of the text embeddings, 0 where there is none."""
+    caption_makers: list[str]
+    """The models that made captions of usable clips."""
+
+
+def examine(name: str, config: DatasetConfig, *, datasets: Path = Path("datasets"), threads: int = 1) -> Validation:
+    """Gather the manifests of a dataset, check its files against them, and write what is for people.
 
     Args:
         name: the dataset's name.
         config: the dataset's configuration.
         datasets: folder of all datasets.
-
-    Returns:
-        The path of dataset.json.
+        threads: files that are hashed at once.
 
     Raises:
-        WorldtuneError: a manifest is missing, or the dataset is not fit; the message counts the reasons.
+        WorldtuneError: a manifest is missing, or they contradict each other.
     """
     root = datasets / name
     tables = {stage: _gather(root, stage, columns, config) for stage, columns in _stages(config).items()}
     channels = _channels(name, tables[T5_STAGE].values())
     rows = [_clip_row(root, identifier, tables, config) for identifier in sorted(set().union(*tables.values()))]
+    captions = _check_files(root, rows, config, threads)
     if config.views:
         _join_views(rows, config)
     _draw_splits(rows, config.held_out_fraction)
-    remarks = _remarks(rows, tables)
-    page = write_pages(root, name, config, rows, remarks)
-    summary_line = _summary_line(name, rows, remarks)
-    write_text(root / SUMMARY, summary_line + "\n")
-    logger.info("%s; all clips: %s", summary_line, page)
+    details = {row["clip_id"]: _details(row, tables, captions, config) for row in rows}
+    alike = find_alike(rows, details)
+    leaks = mark_leaks(alike, details)
+    columns = {**clip_columns(config.controls, has_views=bool(config.views)), **detail_columns(config.controls)}
+    table = [row | details[row["clip_id"]] for row in rows]
+    for row in table:
+        row["remarks"] = REASON_SEPARATOR.join(row["remarks"])
+    found = Validation(
+        root=root,
+        source=source_folder(name, config, datasets),
+        name=name,
+        config=config,
+        rows=rows,
+        table=table,
+        remarks=[*dataset_remarks(table, alike, leaks), *shares_of_empty_frames(table, config.controls)],
+        statistics=statistics(table),
+        channels=channels,
+        caption_makers=_caption_makers(rows, tables[caption_stage(config)[0]]),
+    )
+    _write_tables(found, columns)
+    return found
+
+
+def conclude(found: Validation) -> Path:
+    """Write the table of a dataset that is fit to train on, and return the path of dataset.json.
+
+    Raises:
+        WorldtuneError: it is not fit; the message counts the reasons.
+    """
+    root, name, config, rows = found.root, found.name, found.config, found.rows
     main_view = next(iter(config.views), None)
     counted = [row for row in rows if row.get("view") == main_view]
     usable = sum(row["status"] == "ok" for row in counted)
@@ -95,10 +149,9 @@ def validate(name: str, config: DatasetConfig, *, datasets: Path = Path("dataset
         (root / "dataset.json").unlink(missing_ok=True)
         raise WorldtuneError(
             f"dataset {name} is not fit to train on: {usable} of {len(counted)} clips can be used, at least "
-            f"{config.min_clips} are needed (min_clips).\n{_count_reasons(rows)}\nAll clips: {page}"
+            f"{config.min_clips} are needed (min_clips).\n{reasons_in_words(rows)}\nAll clips: {root / PAGE}"
         )
-    columns = clip_columns(config.controls, has_views=bool(config.views))
-    write_manifest(root / "clips.parquet", rows, columns)
+    write_manifest(root / "clips.parquet", rows, clip_columns(config.controls, has_views=bool(config.views)))
     splits = Counter(row["split"] for row in counted if row["status"] == "ok")
     # Nothing of the unusable clips: training stands when only they change. They are in the table, the page and the log.
     summary = {
@@ -107,14 +160,13 @@ def validate(name: str, config: DatasetConfig, *, datasets: Path = Path("dataset
         "digest": rows_digest(rows),
         "num_clips": usable,
         "controls": list(config.controls),
-        "text": {"encoder": config.text_encoder, "channels": channels, "max_tokens": config.text_max_tokens},
+        "text": {"encoder": config.text_encoder, "channels": found.channels, "max_tokens": config.text_max_tokens},
         "splits": {"train": splits["train"], "held_out": splits["held_out"]},
     }
     if config.views:
         summary["views"] = list(config.views)
-    makers = _caption_makers(rows, tables[caption_stage(config)[0]])
-    if makers:
-        summary["captions_made_by"] = makers
+    if found.caption_makers:
+        summary["captions_made_by"] = found.caption_makers
     write_json(root / "dataset.json", summary)
     return root / "dataset.json"
 
@@ -163,7 +215,7 @@ def _clip_row(root: Path, identifier: str, tables: Mapping[str, Mapping[str, Row
     reasons = []
     if fetched.get("reason"):
         reasons = [f"{fetched['reason']}; `make retry DATASET={root.name}` asks for it again"]
-    reasons = reasons or _reasons(root, identifier, video, caption, text, controls, config)
+    reasons = reasons or _reasons(video, caption, text, controls, config)
     return {
         "clip_id": identifier,
         "source_key": first["source_key"],
@@ -185,8 +237,6 @@ def _clip_row(root: Path, identifier: str, tables: Mapping[str, Mapping[str, Row
 
 
 def _reasons(
-    root: Path,
-    identifier: str,
     video: Row,
     caption: Row,
     text: Row,
@@ -194,28 +244,72 @@ def _reasons(
     config: DatasetConfig,
 ) -> list[str]:
     """Return everything that speaks against a clip; the words before a colon are what reasons are counted by."""
-    reasons = [row["reason"] for row in (video, caption, text, *controls.values()) if row.get("status") == "unusable"]
+    # Given embeddings are what training reads; captions beside them are for people.
+    told = (video, text) if config.text == "given" else (video, caption, text)
+    reasons = [row["reason"] for row in (*told, *controls.values()) if row.get("status") == "unusable"]
     if reasons:
         return reasons
     if not video:
         return ["no video: no stage has read one"]
-    if not caption:
+    if config.text == "given":
+        if not text:
+            return ["no text embedding: no stage has read one"]
+    elif not caption:
         return ["no caption: no stage has read one"]
-    if text.get("caption_sha256") != caption["caption_sha256"]:
+    elif text.get("caption_sha256") != caption["caption_sha256"]:
         reasons.append("text embedding out of date: it is not of this caption; run stage t5 again")
-    elif not 1 <= text["num_tokens"] <= config.text_max_tokens:
+    if not reasons and not 1 <= text["num_tokens"] <= config.text_max_tokens:
         reasons.append(f"text embedding too long: {text['num_tokens']} tokens; at most {config.text_max_tokens}")
     if video["num_frames"] < config.min_frames:
         reasons.append(f"too short: {video['num_frames']} frames; at least {config.min_frames} are needed")
     for kind, row in controls.items():
-        if row.get("video_sha256") != video["video_sha256"] or row["num_frames"] != video["num_frames"]:
+        if row.get("video_sha256") != video["video_sha256"]:
             reasons.append(f"{kind} out of date: it is not of this video; run stage controls again")
-    paths = [video_path(root, identifier), caption_path(root, identifier), t5_path(root, identifier)]
-    paths += [control_path(root, identifier, kind) for kind in controls]
-    gone = [path.relative_to(root).as_posix() for path in paths if not path.is_file()]
-    if gone:
-        reasons.append(f"file gone: {', '.join(gone)}; force the stages of the clip's shard")
+            continue
+        size_wh = (row["width"], row["height"]) if FILE_CONTROLS[kind].is_video else None
+        problem = misplacement(FILE_CONTROLS[kind], row["num_frames"], size_wh, video)
+        if problem:
+            reasons.append(f"{kind} misplaced: {problem}")
     return reasons
+
+
+def _check_files(root: Path, rows: Iterable[Row], config: DatasetConfig, threads: int) -> dict[str, str]:
+    """Refuse the clips whose files are gone or changed, and return the captions of all clips by clip id."""
+    checked = [row for row in rows if row["status"] == "ok"]
+    files: dict[str, dict[str, str]] = {}
+    for row in checked:
+        clip = row["clip_id"]
+        hashes = {video_path(root, clip): row["video_sha256"]}
+        hashes[t5_path(root, clip, config.text_store)] = row["t5_sha256"]
+        hashes |= {control_path(root, clip, kind): row[f"{kind}_sha256"] for kind in config.controls}
+        files[clip] = {path.relative_to(root).as_posix(): sha256 for path, sha256 in hashes.items()}
+    expected = {name: sha256 for hashes in files.values() for name, sha256 in hashes.items()}
+    problems = verify_files(root, expected, threads=threads)
+    captions = read_captions(caption_path(root, row["clip_id"]) for row in rows)
+    for row in checked:
+        clip = row["clip_id"]
+        found = {name: problems[name] for name in files[clip] if name in problems}
+        caption = caption_path(root, clip)
+        # Where embeddings are given there may be none.
+        expected_caption = row["caption_sha256"]
+        if expected_caption and caption not in captions:
+            found[caption.relative_to(root).as_posix()] = "gone"
+        elif expected_caption and captions[caption][1] != expected_caption:
+            found[caption.relative_to(root).as_posix()] = "changed"
+        for what, advice in FILE_ADVICE.items():
+            names = [name for name, problem in found.items() if problem == what]
+            if names:
+                _refuse(row, f"file {what}: {', '.join(names)}; {advice}")
+    return {path.stem: text for path, (text, _) in captions.items()}
+
+
+def _details(
+    row: Row, tables: Mapping[str, Mapping[str, Row]], captions: Mapping[str, str], config: DatasetConfig
+) -> Row:
+    clip = row["clip_id"]
+    video, text = tables[INGEST_STAGE].get(clip, {}), tables[T5_STAGE].get(clip, {})
+    controls = {kind: tables[control_stage(kind, config)].get(clip, {}) for kind in config.controls}
+    return clip_details(row, video, text, captions.get(clip), controls)
 
 
 def _join_views(rows: Iterable[Row], config: DatasetConfig) -> None:
@@ -281,113 +375,14 @@ def _draw_splits(rows: Iterable[Row], fraction: float) -> None:
             row["split"] = splits[unit]
 
 
-def _remarks(rows: Iterable[Row], tables: Mapping[str, Mapping[str, Row]]) -> list[str]:
-    """Return what a person should know and what does not make a dataset unfit."""
-    remarks = []
-    truncated = [row["source_key"] for row in tables[T5_STAGE].values() if row["truncated"]]
-    if truncated:
-        are = (
-            "is longer than text_max_tokens and was"
-            if len(truncated) == 1
-            else "are longer than text_max_tokens and were"
-        )
-        remarks.append(f"{count_of(len(truncated), 'caption')} {are} cut: {_some(truncated)}")
-    by_content = defaultdict(list)
-    for row in rows:
-        if row["status"] == "ok":
-            by_content[row["video_sha256"]].append(row)
-    equal = [group for group in by_content.values() if len(group) > 1]
-    if equal:
-        keys = [_some([row["source_key"] for row in group], " = ") for group in equal]
-        are = "is" if len(equal) == 1 else "are"
-        remarks.append(f"{count_of(len(equal), 'video')} {are} there more than once: {_some(keys)}")
-        leaks = sum(len({row["split"] for row in group}) > 1 for group in equal)
-        if leaks:
-            remarks.append(f"{leaks} of them are both trained on and held out; remove the copies")
-    return remarks
-
-
-def _summary_line(name: str, rows: Sequence[Row], remarks: Sequence[str]) -> str:
-    """Say how many clips can be used, what keeps the others from it and what a person should know."""
-    left_out = [f"{row['source_key']}: {row['reason']}" for row in rows if row["status"] != "ok"]
-    usable = f"{len(rows) - len(left_out)} of {count_of(len(rows), 'clip')} usable"
-    why = f" ({_some(left_out, '; ')})" if left_out else ""
-    return "; ".join([f"{name}: {usable}{why}", *remarks])
-
-
-def _some(names: list[str], separator: str = ", ") -> str:
-    shown = separator.join(sorted(names)[:SHOWN_REASONS])
-    return shown if len(names) <= SHOWN_REASONS else f"{shown}{separator}..."
-
-
-def _reason_counts(rows: Iterable[Row]) -> list[tuple[str, int, str]]:
-    """Return (what is counted, number of clips, one clip's own words), the most frequent first."""
-    counts: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    for row in rows:
-        for reason in row["reason"].split(REASON_SEPARATOR) if row["status"] != "ok" else []:
-            label = reason.partition(":")[0]
-            counts[label] += 1
-            examples.setdefault(label, f"{row['source_key']}: {reason}")
-    return sorted(
-        ((label, count, examples[label]) for label, count in counts.items()), key=lambda item: (-item[1], item)
-    )
-
-
-def _count_reasons(rows: Iterable[Row]) -> str:
-    counts = _reason_counts(rows)
-    lines = [
-        f"  {count_of(count, 'clip')}: {label} (for example {example})"
-        for label, count, example in counts[:SHOWN_REASONS]
-    ]
-    if len(counts) > SHOWN_REASONS:
-        lines.append(f"  and {len(counts) - SHOWN_REASONS} other reasons")
-    return "\n".join(lines) or "  There is no clip at all: put videos into the source folder."
-
-
-def write_pages(root: Path, name: str, config: DatasetConfig, rows: list[Row], remarks: list[str]) -> Path:
-    """Write validation/index.html and validation/clips.csv for people, and return the path of the page."""
-    columns = list(clip_columns(config.controls, has_views=bool(config.views)))
-    with atomic_path(root / "validation" / "clips.csv") as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
+def _write_tables(found: Validation, columns: Columns) -> None:
+    folder = found.root / "validation"
+    write_manifest(folder / "clips.parquet", found.table, columns)
+    with atomic_path(folder / "clips.csv") as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
-        writer.writerows(rows)
-    usable = [row for row in rows if row["status"] == "ok"]
-    unusable = [row for row in rows if row["status"] != "ok"]
-    splits = Counter(row["split"] for row in usable)
-    sizes = Counter((row["width"], row["height"], round(row["fps"], 3)) for row in usable)
-    parts = [
-        f"<h1>Dataset {html.escape(name)}</h1>",
-        f"<p>{count_of(len(usable), 'clip')} can be used ({splits['train']} to train on, {splits['held_out']} held "
-        f"out), {len(unusable)} cannot. At least {config.min_clips} are needed. "
-        'All clips: <a href="clips.csv">clips.csv</a>.</p>',
-        *(f"<p>{html.escape(remark)}.</p>" for remark in remarks),
-        "<h2>Why clips cannot be used</h2>",
-        _table(("reason", "clips", "example"), _reason_counts(rows)),
-        "<h2>Sizes and rates</h2>",
-        _table(
-            ("width", "height", "frames a second", "clips"),
-            [(*size, count) for size, count in sorted(sizes.items())],
-        ),
-        "<h2>Clips that cannot be used</h2>",
-        _clip_table(unusable, ("source_key", "start_s", "end_s", "reason", "clip_id")),
-        "<h2>Clips that can be used</h2>",
-        _clip_table(usable, ("source_key", "start_s", "end_s", "split", "num_frames", "num_tokens", "clip_id")),
-    ]
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>{STYLE}'
-    page = root / "validation" / "index.html"
-    write_text(page, head + "\n".join(parts) + "</html>\n")
-    return page
-
-
-def _clip_table(rows: list[Row], columns: tuple[str, ...]) -> str:
-    table = _table(columns, [tuple(row[column] for column in columns) for row in rows[:SHOWN_CLIPS]])
-    left_out = len(rows) - SHOWN_CLIPS
-    return table + (f"<p>and {left_out} more in clips.csv.</p>" if left_out > 0 else "")
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
-    for row in rows:
-        lines.append("".join(f"<td>{html.escape('' if cell is None else str(cell))}</td>" for cell in row))
-    return "<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+        writer.writerows(found.table)
+    write_json(folder / "statistics.json", found.statistics)
+    line = summary_line(found.name, found.rows, found.remarks)
+    write_text(found.root / SUMMARY, line + "\n")
+    logger.info("%s; all clips: %s", line, found.root / PAGE)

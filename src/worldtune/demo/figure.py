@@ -1,10 +1,11 @@
-"""A jointed walking person made of capsules, with its 17 COCO body joints."""
+"""A jointed walking person made of capsules, with its 133 whole-body keypoints."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from worldtune.demo.render import Capsule, Floats, Paint, Solid, Sphere
+from worldtune.demo.whole_body import HAND_RADIUS_M, hand_end, whole_body
 
 JOINTS = (
     "nose",
@@ -56,7 +57,7 @@ class Walker:
 
 
 def walk(walker: Walker, time_s: float) -> tuple[list[Solid], Floats]:
-    """Return the person's bodies at a time, and its joints (float32 [17, 3], metres) in the order of `JOINTS`."""
+    """Return the person's bodies at a time, and its keypoints (float32 [133, 3], metres), `JOINTS` first."""
     joints = _joints(walker, time_s)
     forward = np.array([np.cos(walker.heading_rad), np.sin(walker.heading_rad), 0], dtype=np.float32)
     head = (joints["left_ear"] + joints["right_ear"]) / 2
@@ -92,11 +93,12 @@ def walk(walker: Walker, time_s: float) -> tuple[list[Solid], Floats]:
         bodies += [
             limb(shoulder - 0.03 * up, elbow, 0.062, walker.shirt),
             limb(elbow, wrist, 0.05, walker.skin),
+            limb(wrist, hand_end(joints, side), HAND_RADIUS_M, walker.skin),
             limb(hip, knee, 0.092, walker.trousers),
             limb(knee, ankle, 0.072, walker.trousers),
             limb(ankle - 0.02 * up, ankle - 0.02 * up + FOOT_M * forward, 0.06, walker.shoes),
         ]
-    return bodies, np.stack([joints[name] for name in JOINTS])
+    return bodies, whole_body(joints, JOINTS, forward)
 
 
 def _joints(walker: Walker, time_s: float) -> dict[str, Floats]:

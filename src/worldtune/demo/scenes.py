@@ -18,6 +18,7 @@ from worldtune.demo.render import (
     Cylinder,
     Floats,
     Paint,
+    Picture,
     Solid,
     Sphere,
     Surroundings,
@@ -25,8 +26,12 @@ from worldtune.demo.render import (
     turn,
     unit,
 )
+from worldtune.formats.keypoints import NUM_KEYPOINTS
 
-NUM_KEYPOINTS = 133
+NUM_JOINTS = 23
+"""Keypoints of body and feet, which lie inside the person."""
+SKIN_M = 0.09
+"""How far points of face and hands may lie behind what is seen at their place: a hand is as thick."""
 MIDDLE_S = 0.75
 """When moving things pass the places that the layout gave them."""
 
@@ -159,8 +164,8 @@ class RenderedScene:
     """What each mask shows, in its order."""
     keypoints: tuple[NDArray[np.float32], ...]
     """For each frame its people [people, 133, 3]: x, y as shares of width and height, and confidence; COCO-WholeBody's
-    order, of which the 17 body points are known. Confidence is 1 where a point is seen, 0.3 where something hides it,
-    0 outside the picture."""
+    order. Confidence is 1 where a point is seen, 0.3 where another thing hides it, or the person itself a point of
+    its face or hands, 0 outside the picture."""
     caption: str
 
 
@@ -324,7 +329,7 @@ def camera_at(plan: Plan, time_s: float, *, width: int, height: int) -> Camera:
 
 
 def bodies_at(plan: Plan, time_s: float) -> tuple[list[Solid], Floats | None]:
-    """Return all bodies at a time, and the person's joints (float32 [17, 3], metres) where there is one."""
+    """Return all bodies at a time, and the person's keypoints (float32 [133, 3], metres) where there is one."""
     bodies = [_solid(thing, instance, time_s) for instance, thing in enumerate(plan.things, start=1)]
     if plan.walker is None:
         return bodies, None
@@ -354,7 +359,7 @@ def render_scene(
         bodies, joints = bodies_at(plan, time_s)
         picture = render(camera, bodies, plan.light, samples=samples)
         pictures.append(picture)
-        people.append(_keypoints(camera, joints, picture.instances, len(plan.phrases)))
+        people.append(_keypoints(camera, joints, picture, len(plan.phrases)))
     instances = np.stack([picture.instances for picture in pictures])
     return RenderedScene(
         name=name,
@@ -368,16 +373,15 @@ def render_scene(
     )
 
 
-def _keypoints(
-    camera: Camera, joints_j3: Floats | None, instances: NDArray[np.int32], instance: int
-) -> NDArray[np.float32]:
+def _keypoints(camera: Camera, points_n3: Floats | None, picture: Picture, instance: int) -> NDArray[np.float32]:
     """Return the people of a frame (float32 [people, 133, 3]); see RenderedScene."""
-    if joints_j3 is None:
+    if points_n3 is None:
         return np.zeros((0, NUM_KEYPOINTS, 3), dtype=np.float32)
     person = np.zeros((1, NUM_KEYPOINTS, 3), dtype=np.float32)
-    pixels, depth = camera.project(joints_j3)
+    pixels, depth = camera.project(points_n3)
     for row, ((x, y), away) in enumerate(zip(pixels, depth, strict=True)):
         if away > 0 and 0 <= x < camera.width and 0 <= y < camera.height:
-            seen = instances[int(y), int(x)] == instance
+            at = int(y), int(x)
+            seen = picture.instances[at] == instance and (row < NUM_JOINTS or away - picture.depth[at] <= SKIN_M)
             person[0, row] = x / camera.width, y / camera.height, 1.0 if seen else 0.3
     return person

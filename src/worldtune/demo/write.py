@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from worldtune.annotate.depth_files import MAX_LEVEL_8, grey_levels
 from worldtune.common.files import atomic_path, sha256_file, write_json, write_text
 from worldtune.common.progress import progress
 from worldtune.demo.driving import MAIN_CAMERA, Street, render_street
 from worldtune.demo.scenes import RenderedScene, render_scene
+from worldtune.formats.keypoints import PICKLE_PROTOCOL, Person, person_fields, write_keypoints
 from worldtune.formats.rle import encode_clip_mask
 from worldtune.media.video import write_video
 
-VERSION = 2
+VERSION = 3
 
-PICKLE_PROTOCOL = 4
-HANDS = slice(91, 133)
-"""Rows of the hands among the 133 keypoints."""
+FACE_CONFIDENCE_MIN = 0.6
+"""Faces have a box around their points that are seen."""
 
 
 def depth_picture(depth_thw: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -28,8 +29,7 @@ def depth_picture(depth_thw: NDArray[np.float32]) -> NDArray[np.uint8]:
     Inverse depth is stretched to 0 to 255 by one minimum and one maximum of the whole clip; the sky is 0.
     """
     inverse = 1 / depth_thw
-    low, high = float(inverse.min()), float(inverse.max())
-    grey = ((inverse - low) / max(high - low, 1e-9) * 255 + 0.5).astype(np.uint8)
+    grey = grey_levels(inverse, (float(inverse.min()), float(inverse.max())), MAX_LEVEL_8).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
@@ -42,18 +42,27 @@ def segmentation_of(scene: RenderedScene) -> list[dict[str, Any]]:
     ]
 
 
-def keypoints_of(scene: RenderedScene) -> dict[int, list[dict[str, NDArray[np.float16]]]]:
-    """Return the content of a keypoint file: for each frame its people, x and y as shares of width and height."""
-    return {
-        frame: [
-            {
-                "body-keypoints": person.astype(np.float16),
-                "hand-keypoints": person[HANDS].astype(np.float16),
-            }
-            for person in people
+def keypoints_of(scene: RenderedScene) -> list[list[Person]]:
+    """Return the people of each frame as keypoint files have them, with a box around what is seen of each."""
+    height, width = scene.frames.shape[1:3]
+    # The person is the last thing of a scene that has one.
+    masks = scene.instance_masks[-1]
+    return [
+        [
+            person_fields(points, _box(mask), (width, height), face_confidence_min=FACE_CONFIDENCE_MIN)
+            for points in people
         ]
-        for frame, people in enumerate(scene.keypoints)
-    }
+        for people, mask in zip(scene.keypoints, masks, strict=True)
+    ]
+
+
+def _box(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return left, top, width, height as shares and confidence 1 of what a mask [H, W] shows; zeros for nothing."""
+    if not mask.any():
+        return np.zeros(5)
+    (top, bottom), (left, right) = ((line[0], line[-1] + 1) for line in map(np.flatnonzero, (mask.any(1), mask.any(0))))
+    height, width = mask.shape
+    return np.array([left / width, top / height, (right - left) / width, (bottom - top) / height, 1.0])
 
 
 def write_scene(scene: RenderedScene, folder: Path) -> list[Path]:
@@ -67,9 +76,9 @@ def write_scene(scene: RenderedScene, folder: Path) -> list[Path]:
     write_video(video, scene.frames, scene.fps)
     write_text(caption, scene.caption + "\n")
     write_video(depth, depth_picture(scene.depth), scene.fps)
-    for path, content in ((seg, segmentation_of(scene)), (keypoint, keypoints_of(scene))):
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(pickle.dumps(content, protocol=PICKLE_PROTOCOL))
+    with atomic_path(seg) as temporary:
+        temporary.write_bytes(pickle.dumps(segmentation_of(scene), protocol=PICKLE_PROTOCOL))
+    write_keypoints(keypoint, keypoints_of(scene))
     return [video, caption, depth, seg, keypoint]
 
 

@@ -1,6 +1,8 @@
 """One frame of a clip's control as a picture, for people; training paints its hints itself."""
 
 import colorsys
+import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import control_path
+from worldtune.dataset.clips import control_path, video_path
 from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
 from worldtune.formats.rle import decode_clip_mask
 from worldtune.media.video import read_frames
@@ -30,6 +32,72 @@ class ControlPicture:
     """RGB, [H, W, 3]; a computed control may have another size than the clip."""
     legend: tuple[tuple[str, Colour], ...] = ()
     """What the colours stand for: a phrase and its RGB; empty where they stand for nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipPicture:
+    """One frame of a clip's video or of one of its controls, to be shown beside the others."""
+
+    kind: str
+    """ "video", or the kind of control."""
+    title: str
+    pixels: NDArray[np.uint8] | None
+    """RGB, [H, W, 3]; None where there is nothing to show."""
+    legend: tuple[tuple[str, Colour], ...] = ()
+    problem: str = ""
+    """Why there is nothing to show."""
+
+    def small(self, width: int) -> Image.Image:
+        """Return the pixels, at most `width` wide."""
+        assert self.pixels is not None
+        image = Image.fromarray(self.pixels)
+        if image.width <= width:
+            return image
+        return image.resize((width, max(1, round(image.height * width / image.width))))
+
+
+def source_picture(path: Path, below: Path) -> ClipPicture:
+    """Return the first frame of a source video that became no clip; paths in a problem are below the folder `below`."""
+    try:
+        return ClipPicture(kind="video", title="source, frame 0", pixels=read_frames(path, 0, 1)[0])
+    except WorldtuneError as error:
+        return ClipPicture(kind="video", title="source", pixels=None, problem=_below(below, error))
+
+
+def clip_pictures(root: Path, clip_id: str, kinds: Sequence[str], num_frames: int | None) -> list[ClipPicture]:
+    """Return the middle frame of a clip's video, then of its controls of these kinds.
+
+    A control whose file is missing or damaged has its problem in the place of pixels; where the video is, there are no
+    controls either.
+    """
+    middle = (num_frames or 0) // 2
+    title = f"video, frame {middle}"
+    try:
+        frame = read_frames(video_path(root, clip_id), middle, 1)[0]
+    except WorldtuneError as error:
+        return [ClipPicture(kind="video", title=title, pixels=None, problem=_below(root, error))]
+    pictures = [ClipPicture(kind="video", title=title, pixels=frame)]
+    for kind in kinds:
+        try:
+            painted = control_picture(root, clip_id, kind, middle, (frame.shape[1], frame.shape[0]))
+        except WorldtuneError as error:
+            pictures.append(ClipPicture(kind=kind, title=kind, pixels=None, problem=_below(root, error)))
+        else:
+            pictures.append(ClipPicture(kind=kind, title=kind, pixels=painted.pixels, legend=painted.legend))
+    return pictures
+
+
+def _below(root: Path, error: WorldtuneError) -> str:
+    """Return an error with paths below a folder."""
+    return str(error).replace(f"{root}/", "")
+
+
+def legend_html(legend: Sequence[tuple[str, Colour]]) -> str:
+    """Return HTML of what the colours of a picture stand for."""
+    return "".join(
+        f"<span class='key'><i style='background:rgb{tuple(colour)}'></i>{html.escape(phrase)}</span>"
+        for phrase, colour in legend
+    )
 
 
 def control_picture(root: Path, clip_id: str, kind: str, frame: int, size_wh: tuple[int, int]) -> ControlPicture:

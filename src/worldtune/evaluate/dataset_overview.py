@@ -16,17 +16,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
 from worldtune.common.words import count_of
 from worldtune.dataset.clips import CONTROL_SUFFIXES, caption_path, video_path
 from worldtune.dataset.config import DatasetConfig, load_datasets
-from worldtune.dataset.validate import REASON_SEPARATOR
-from worldtune.evaluate.control_pictures import control_picture
+from worldtune.dataset.reasons import REASON_SEPARATOR
+from worldtune.evaluate.control_pictures import ClipPicture, clip_pictures, legend_html
 from worldtune.evaluate.figures import BLUE, GREY, ORANGE, RED, STYLE, data_url, note
-from worldtune.media.video import read_frames
 from worldtune.recipe.project import config_path
 
 VERSION = 2
@@ -389,25 +387,8 @@ def clip_gallery(record: DatasetRecord, clips: pd.DataFrame, limit: int = 6) -> 
 
 def _clip_figure(record: DatasetRecord, row: dict[Any, Any]) -> str:
     clip_id = str(row["clip_id"])
-    video = video_path(record.root, clip_id)
-    middle = 0 if pd.isna(row["num_frames"]) else int(row["num_frames"]) // 2
-    try:
-        frame = read_frames(video, middle, 1)[0]
-    except WorldtuneError as error:
-        return f"<figure><figcaption><b>{html.escape(clip_id)}</b></figcaption>{note(str(error))}</figure>"
-    size_wh = (frame.shape[1], frame.shape[0])
-    cells = [_cell(f"video, frame {middle}", _picture(frame, f"frame {middle} of {clip_id}"))]
-    for kind in record.controls:
-        try:
-            painted = control_picture(record.root, clip_id, kind, middle, size_wh)
-        except WorldtuneError as error:
-            cells.append(_cell(kind, note(str(error).replace(f"{record.root}/", ""))))
-            continue
-        legend = "".join(
-            f"<span class='key'><i style='background:rgb{colour}'></i>{html.escape(phrase)}</span>"
-            for phrase, colour in painted.legend
-        )
-        cells.append(_cell(kind, _picture(painted.pixels, f"{kind} of frame {middle}") + legend))
+    num_frames = None if pd.isna(row["num_frames"]) else int(row["num_frames"])
+    cells = [_picture_cell(picture) for picture in clip_pictures(record.root, clip_id, record.controls, num_frames)]
     facts = [SPLITS[row["split"]][0] if row["split"] in SPLITS else "left out", str(row["source_key"])]
     words = [read_caption(record.root, clip_id), f"Left out: {row['reason']}" if row["reason"] else ""]
     return (
@@ -417,17 +398,14 @@ def _clip_figure(record: DatasetRecord, row: dict[Any, Any]) -> str:
     )
 
 
-def _cell(title: str, content: str) -> str:
-    return f"<div class='cell'><span>{html.escape(title)}</span>{content}</div>"
-
-
-def _picture(pixels: np.ndarray, title: str) -> str:
-    image = Image.fromarray(pixels)
-    if image.width > THUMBNAIL_WIDTH:
-        image = image.resize((THUMBNAIL_WIDTH, max(1, round(image.height * THUMBNAIL_WIDTH / image.width))))
+def _picture_cell(picture: ClipPicture) -> str:
+    title = html.escape(picture.title)
+    if picture.pixels is None:
+        return f"<div class='cell'><span>{title}</span>{note(picture.problem)}</div>"
     content = io.BytesIO()
-    image.save(content, "JPEG", quality=JPEG_QUALITY)
-    return f"<img src='{data_url(content.getvalue(), 'image/jpeg')}' alt='{html.escape(title)}'>"
+    picture.small(THUMBNAIL_WIDTH).save(content, "JPEG", quality=JPEG_QUALITY)
+    image = f"<img src='{data_url(content.getvalue(), 'image/jpeg')}' alt='{title}'>"
+    return f"<div class='cell'><span>{title}</span>{image}{legend_html(picture.legend)}</div>"
 
 
 def notes(texts: Sequence[str]) -> str:

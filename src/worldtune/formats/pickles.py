@@ -65,7 +65,8 @@ def _build(data: object, dtype: object, shape: object, order: object) -> np.ndar
         raise pickle.UnpicklingError("an array has an unknown state")
     if not isinstance(shape, tuple) or not all(isinstance(side, int) and 0 <= side < 2**40 for side in shape):
         raise pickle.UnpicklingError("an array has a shape that is no tuple of sizes")
-    flat = np.frombuffer(bytes(data), dtype=dtype.numpy())
+    # No copy: the same bytes may stand in many arrays.
+    flat = np.frombuffer(data, dtype=dtype.numpy())
     return flat.reshape(shape, order="C" if order == "C" else "F")
 
 
@@ -86,22 +87,20 @@ def _scalar(dtype: object, data: object) -> bool | int | float:
     return value
 
 
-def _latin1(text: object, encoding: object) -> bytes:
-    # Old protocols write bytes as a text and a call that encodes it.
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError("bytes in an unknown encoding")
-    return text.encode("latin-1")
-
-
 GLOBALS: dict[tuple[str, str], Callable[..., object]] = {
     ("numpy", "ndarray"): _Ndarray,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _latin1,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
-"""The only names that a pickle may ask for, and what it gets."""
+"""Names that a pickle may ask for, and what it gets."""
+ENCODE = ("_codecs", "encode")
+"""The last one, by which old protocols write bytes."""
+MAX_NUMBER_BITS = 64
+"""Bits of a whole number; Python cannot even write very long ones in a message."""
+MAX_REASON = 200
+"""Characters of what was found wrong in a file: it may name what is in the file, however long that is."""
 
 
 # The unpickler in Python, not the one in C: that one may allocate what a few bytes of the file ask for.
@@ -111,10 +110,24 @@ class _Reader(pickle._Unpickler):
     stack: list[Any]
     read: Callable[[int], bytes]
 
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._globals = {**GLOBALS, ENCODE: self._latin1}
+        self._encodable = len(data)
+
     def find_class(self, module: str, name: str, /) -> Any:
-        if (module, name) not in GLOBALS:
+        if (module, name) not in self._globals:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
-        return GLOBALS[module, name]
+        return self._globals[module, name]
+
+    def _latin1(self, text: object, encoding: object) -> bytes:
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError("bytes in an unknown encoding")
+        # One text may be encoded many times, each time into new bytes; written out, all of them are in the file.
+        self._encodable -= len(text)
+        if self._encodable < 0:
+            raise pickle.UnpicklingError("it encodes more bytes than it has")
+        return text.encode("latin-1")
 
     def load_build(self) -> None:
         state = self.stack.pop()
@@ -153,8 +166,16 @@ class _Reader(pickle._Unpickler):
 
 
 def _check_keys(keys: Iterable[object]) -> None:
-    if any(isinstance(key, tuple) for key in keys):
-        raise pickle.UnpicklingError("a table has a tuple as a key")
+    for key in keys:
+        if isinstance(key, tuple):
+            raise pickle.UnpicklingError("a table has a tuple as a key")
+        # The hash of a long number is computed anew each time.
+        _check_number(key)
+
+
+def _check_number(value: object) -> None:
+    if isinstance(value, int) and value.bit_length() > MAX_NUMBER_BITS:
+        raise pickle.UnpicklingError(f"it holds a whole number of more than {MAX_NUMBER_BITS} bits")
 
 
 def _resolve(value: object, budget: Iterator[int], depth: int = 0) -> object:
@@ -168,6 +189,7 @@ def _resolve(value: object, budget: Iterator[int], depth: int = 0) -> object:
             raise pickle.UnpicklingError("an array has no content")
         return value.value
     if value is None or isinstance(value, bool | int | float | str | bytes):
+        _check_number(value)
         return value
     if isinstance(value, list | tuple):
         return type(value)(_resolve(item, budget, depth + 1) for item in value)
@@ -193,7 +215,7 @@ def read_pickle(path: Path, max_bytes: int) -> Any:
         raise WorldtuneError(f"{path} is larger than the {max_bytes} bytes admitted here. Look at where it came from.")
     try:
         # Every item that is written out takes a byte at least.
-        return _resolve(_Reader(io.BytesIO(data)).load(), iter(range(max(len(data), MAX_SHARED_ITEMS))))
+        return _resolve(_Reader(data).load(), iter(range(max(len(data), MAX_SHARED_ITEMS))))
     except (
         pickle.UnpicklingError,
         ArithmeticError,
@@ -207,6 +229,5 @@ def read_pickle(path: Path, max_bytes: int) -> Any:
         ValueError,
         struct.error,
     ) as error:
-        raise WorldtuneError(
-            f"{path} is no pickle of plain arrays: {error or type(error).__name__}. Delete it and make it again."
-        ) from error
+        reason = (str(error) or type(error).__name__)[:MAX_REASON]
+        raise WorldtuneError(f"{path} is no pickle of plain arrays: {reason}. Delete it and make it again.") from error

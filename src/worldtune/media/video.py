@@ -24,10 +24,15 @@ OPEN_OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
 }
 """What ffmpeg may open: formats of one file that holds the video. A playlist could name any file or address."""
+MAX_PIXELS = 8192 * 8192
+"""Largest frame that is decoded: a file of a few bytes can hold one that fills the memory."""
 X264_REPRODUCIBLE = "cpu-independent=1"
 """Parameters of x264 without which equal frames have other bytes on another processor, or even in another process."""
 RATE_TOLERANCE = 0.1
 """Largest departure of one frame's duration from the usual one, as a part of it, in a constant-rate video."""
+
+
+Watch = Callable[[int, int, av.VideoFrame], None]
 
 
 class VideoError(WorldtuneError):
@@ -118,12 +123,23 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
         with av.open(path, metadata_errors="replace", options=OPEN_OPTIONS) as container:
             if not container.streams.video:
                 raise UndecodableVideoError(f"{path} has no video stream. Remove it, or give a video.")
+            _limit_size(path, container.streams.video[0])
             yield container
     except FFmpegError as error:
         if _ends_inside_a_box(path):
             raise TruncatedVideoError(f"{path} ends before the length that it announces. Fetch it again.") from error
         reason = f"{error.strerror or error} ({type(error).__name__})"
         raise UndecodableVideoError(f"{path} cannot be decoded: {reason}. Fetch or re-encode it.") from error
+
+
+def _limit_size(path: Path, stream: av.VideoStream) -> None:
+    if stream.width * stream.height > MAX_PIXELS:
+        raise UndecodableVideoError(
+            f"{path} has frames of {stream.width}x{stream.height}; at most {MAX_PIXELS} pixels are decoded. Make them "
+            "smaller."
+        )
+    # For frames that are larger than the header says.
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
 
 
 def _ends_inside_a_box(path: Path) -> bool:
@@ -159,15 +175,20 @@ def _header_duration(stream: av.VideoStream) -> float | None:
 def _read_index(path: Path) -> _Index:
     with _open(path) as container:
         stream = container.streams.video[0]
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt]
-        shown = [packet for packet in packets if not packet.is_discard]
-        times = [packet.pts for packet in shown if packet.pts is not None]
-        complete = len(times) == len(shown) and len(set(times)) == len(times)
-        seeks = [
-            (packet.pts, packet.dts if packet.dts is not None else packet.pts)
-            for packet in packets
-            if packet.is_keyframe and packet.pts is not None
-        ]
+        num_packets = 0
+        times_shown: list[int | None] = []
+        seeks: list[tuple[int, int]] = []
+        # One after the other: packets that are kept hold the whole file in memory.
+        for packet in container.demux(stream):
+            if not packet.size or packet.is_corrupt:
+                continue
+            num_packets += 1
+            if not packet.is_discard:
+                times_shown.append(packet.pts)
+            if packet.is_keyframe and packet.pts is not None:
+                seeks.append((packet.pts, packet.dts if packet.dts is not None else packet.pts))
+        times = [time for time in times_shown if time is not None]
+        complete = len(times) == len(times_shown) and len(set(times)) == len(times)
         time_base = Fraction(stream.time_base or 1)
         rate = stream.average_rate or stream.guessed_rate
         duration = _header_duration(stream)
@@ -177,8 +198,8 @@ def _read_index(path: Path) -> _Index:
         return _Index(
             times=tuple(sorted(times)) if complete else (),
             seeks=tuple(sorted(seeks)),
-            num_frames=len(shown),
-            num_announced=max(stream.frames - (len(packets) - len(shown)), 0) if stream.frames else 0,
+            num_frames=len(times_shown),
+            num_announced=max(stream.frames - (num_packets - len(times_shown)), 0) if stream.frames else 0,
             ends_early=ends_early,
             time_base=time_base,
             average_rate=Fraction(rate) if rate else None,
@@ -248,8 +269,13 @@ def probe(path: Path) -> VideoInfo:
         )
 
 
-def check_video(path: Path) -> VideoInfo:
+def check_video(path: Path, watch: Watch | None = None) -> VideoInfo:
     """Decode every frame of a video and return its facts.
+
+    Args:
+        path: the video.
+        watch: called with the number of each frame, how many there are, and the decoded frame, so that whoever wants
+            to know more of the pixels need not decode them again.
 
     Raises:
         EmptyVideoError: 0 bytes or no frame.
@@ -266,7 +292,7 @@ def check_video(path: Path) -> VideoInfo:
     with _open(path) as container:
         stream = container.streams.video[0]
         # Without this the decoder paints over damage and reports nothing.
-        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.options = {**stream.codec_context.options, "err_detect": "explode"}
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             if frame.is_corrupt:
@@ -276,6 +302,8 @@ def check_video(path: Path) -> VideoInfo:
                     f"{path}: frame {num_frames} is {frame.width}x{frame.height} after {info.width}x{info.height}. "
                     "Re-encode it with one size."
                 )
+            if watch is not None:
+                watch(num_frames, info.num_frames, frame)
             num_frames += 1
     if num_frames != info.num_frames:
         raise UndecodableVideoError(

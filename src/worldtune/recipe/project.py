@@ -50,7 +50,7 @@ class ClusterNames(BaseModel):
     gpu_gres: str = "gpu"
     """Generic resource of GPUs, with a type where the cluster wants one, such as "gpu:h200"."""
     text_gpus: int = Field(default=1, ge=0)
-    """GPUs of a text embedding job; 0 embeds on CPUs."""
+    """GPUs of a text embedding job, each with an encoder in a process of its own; 0 embeds on CPUs."""
 
 
 class ProjectConfig(BaseModel):

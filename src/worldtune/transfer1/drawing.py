@@ -105,7 +105,7 @@ def draw_run(
         entries.append(
             {
                 "clip_id": clip.clip_id,
-                "caption": clip.caption_path(dataset.root).read_text(encoding="utf-8").strip(),
+                "caption": clip.caption(dataset.root),
                 "seconds": round(time.monotonic() - started, 2),
                 **files,
             }

@@ -15,8 +15,10 @@ from pydantic_core import PydanticUndefined
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_text
-from worldtune.dataset.annotators import DepthAnnotator, SegAnnotator
+from worldtune.dataset.annotators import DepthAnnotator, KeypointAnnotator, SegAnnotator
 from worldtune.dataset.config import DatasetConfig
+from worldtune.dataset.reasons import MENDS
+from worldtune.formats.controls import CONTROLS
 from worldtune.recipe.estimate import estimate
 from worldtune.recipe.identity import affects_by_key
 from worldtune.recipe.load import load_recipe
@@ -61,6 +63,21 @@ DEPARTURES = """## Departures from the published recipes
   processes; wiring, objective and control are the same (tests/recipe/test_load.py compares them).
 """
 
+CONTROLS_INTRODUCTION = """## Controls
+
+What a control's file must be, and what training makes of controls without one. T frames, H rows and W pixels are the
+clip's. A file is read whole and checked against this before it is taken over; `make overview` and
+datasets/NAME/validation/index.html show it beside its clip. Whatever the kind, the network is given the control as a
+video of three colours, uint8 [T, H, W, 3], which the tokenizer sees as -1 to 1. *nothing known* is what stands for
+pixels of which the control says nothing; the network takes it for a value like any other.
+"""
+
+REASONS_INTRODUCTION = """## Why a clip is not used, and what to look at
+
+The words before the colon of a reason or remark in datasets/NAME/validation/. KIND stands for the kind of a control.
+`--forcerun STAGE` is for `snakemake`, with datasets/NAME/dataset.json as its target.
+"""
+
 
 def config_readme(root: Path) -> str:
     """Return the text of config/README.md.
@@ -70,8 +87,8 @@ def config_readme(root: Path) -> str:
     """
     parts = [INTRODUCTION, "## Recipes\n", _recipe_table(root), DEPARTURES, "## config.yaml\n"]
     parts += [_table("", ProjectConfig), "### datasets.NAME\n", _table("", DatasetConfig)]
-    for kind, annotator in (("depth", DepthAnnotator), ("seg", SegAnnotator)):
-        parts += [f"### datasets.NAME.annotate.{kind}\n", inspect.cleandoc(annotator.__doc__ or "") + "\n"]
+    for annotator in (DepthAnnotator, KeypointAnnotator, SegAnnotator):
+        parts += [f"### {annotator.__name__}\n", inspect.cleandoc(annotator.__doc__ or "") + "\n"]
     parts.append("## Recipe keys\n")
     affects = affects_by_key()
     for name, field in Recipe.model_fields.items():
@@ -79,7 +96,14 @@ def config_readme(root: Path) -> str:
         assert isinstance(section, type)
         assert issubclass(section, BaseModel)
         parts += [f"### {name}\n", (section.__doc__ or "") + "\n", _table(name + ".", section, affects)]
-    parts += ["## Video sizes\n", _size_table()]
+    parts += [
+        CONTROLS_INTRODUCTION,
+        _control_table(),
+        REASONS_INTRODUCTION,
+        _reason_table(),
+        "## Video sizes\n",
+        _size_table(),
+    ]
     return "\n".join(parts)
 
 
@@ -88,6 +112,35 @@ def _recipe_table(root: Path) -> str:
     for path in sorted((root / "config/recipes").glob("*.toml")):
         experiment = load_recipe(path.stem, root=root).experiment
         rows.append(f"| {path.stem} | {experiment.description} | {experiment.original_name} |")
+    return "\n".join(rows) + "\n"
+
+
+def _control_table() -> str:
+    columns = {
+        "from": "origin",
+        "container": "container",
+        "type": "dtype",
+        "values": "value_range",
+        "sense": "sense",
+        "nothing known": "invalid",
+        "frames": "num_frames",
+        "place": "alignment",
+    }
+    rows = [f"| control | file | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    for kind, schema in CONTROLS.items():
+        file = f"`{kind}/NAME{schema.suffix}`" if schema.has_file else "none"
+        # A bar would end the cell.
+        cells = [str(getattr(schema, name)).replace("|", "or") for name in columns.values()]
+        rows.append(f"| {' | '.join([kind, file, *cells])} |")
+    return "\n".join(rows) + "\n"
+
+
+def _reason_table() -> str:
+    rows = [
+        "| reason or remark | what to do |",
+        "|---|---|",
+        *(f"| {label} | {mend} |" for label, mend in MENDS.items()),
+    ]
     return "\n".join(rows) + "\n"
 
 
