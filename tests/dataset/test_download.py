@@ -246,6 +246,8 @@ def test_a_missing_library_says_so(tmp_path: Path, server: Server, monkeypatch: 
         ({"url": "file:///etc/passwd"}, "line 1: url is"),
         ({"span_start": "1 minute"}, "line 1: span_start is '1 minute'"),
         ({"span_end": "0:00:00.000"}, "line 1: span_end is not after span_start"),
+        ({"span_end": f"{'9' * 400}:00:01"}, "line 1: span_end is '9{99}\\.\\.\\.; expected"),
+        ({"url": "https://["}, r"line 1: url is 'https://\['"),
     ],
 )
 def test_wrong_metadata_are_named(tmp_path: Path, server: Server, changes: dict[str, str], message: str) -> None:

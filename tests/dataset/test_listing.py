@@ -224,6 +224,7 @@ def test_caption_list_with_time_ranges(source, folder, name, text):
         ("a.csv", "video,caption,start_s,end_s\na.mp4,x,2,1\n", "the end after the start"),
         ("a.csv", "video,caption,start_s,end_s\na.mp4,x,1,\n", "expected both"),
         ("a.csv", "video,caption,start_s,end_s\na.mp4,x,nan,2\n", "no time in seconds"),
+        ("a.jsonl", '{"video": "a.mp4", "start_s": 1' + "0" * 400 + "}", "0... is no time in seconds"),
         ("a.csv", "video,caption\n../a.mp4,x\n", "no path below"),
         ("a.csv", "video,caption\n/a.mp4,x\n", "no path below"),
         ("a.jsonl", '{"video": "a.mp4"\n', "line 1 is no JSON"),

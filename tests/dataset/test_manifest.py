@@ -1,6 +1,7 @@
 import time
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from worldtune.common.errors import WorldtuneError
@@ -35,3 +36,10 @@ def test_manifest_of_another_version_is_refused(tmp_path):
         read_manifest(tmp_path / "a.parquet", {"clip_id": pa.string(), "other": pa.string()})
     with pytest.raises(WorldtuneError, match=r"none\.parquet does not exist"):
         read_manifest(tmp_path / "none.parquet", COLUMNS)
+
+
+def test_texts_that_are_no_utf8_are_refused(tmp_path):
+    texts = pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"clip_id": texts}), tmp_path / "a.parquet")
+    with pytest.raises(WorldtuneError, match=r"a\.parquet cannot be read: .*utf-8"):
+        read_manifest(tmp_path / "a.parquet", {"clip_id": pa.string()})
