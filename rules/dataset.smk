@@ -64,9 +64,38 @@ def source_of_shard(wildcards):
     }[DATASETS[wildcards.dataset].kind]
 
 
-rule ingest:
+rule cuts:
     input:
         source=source_of_shard,
+    output:
+        manifest="datasets/{dataset}/manifests/cuts/{shard}.parquet",
+    log:
+        "logs/cuts/{dataset}_{shard}.log",
+    benchmark:
+        "benchmark_records/cuts/{dataset}_{shard}.tsv"
+    threads: 8
+    resources:
+        slurm_partition=partition("cpu"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=8000,
+        runtime=240,
+    params:
+        **stage_params("cuts"),
+    shell:
+        "{PYTHON:q} src/scripts/cuts.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q} --threads {threads}"
+        " --expect {params.expect} > {log:q} 2>&1"
+
+
+def clips_of_shard(wildcards):
+    """What must exist before the clips of a shard are known."""
+    if DATASETS[wildcards.dataset].cut is not None:
+        return f"datasets/{wildcards.dataset}/manifests/cuts/{wildcards.shard}.parquet"
+    return source_of_shard(wildcards)
+
+
+rule ingest:
+    input:
+        source=clips_of_shard,
     output:
         manifest="datasets/{dataset}/manifests/ingest/{shard}.parquet",
     log:
@@ -88,7 +117,7 @@ rule ingest:
 
 rule captions:
     input:
-        source=source_of_shard,
+        source=clips_of_shard,
     output:
         manifest="datasets/{dataset}/manifests/captions/{shard}.parquet",
     log:
@@ -198,6 +227,7 @@ def dataset_manifests(wildcards):
         "t5",
         *(f"control-{kind}" for kind in DATASETS[wildcards.dataset].controls),
         *(["fetch_videos"] if DATASETS[wildcards.dataset].kind == "hdvila" else []),
+        *(["cuts"] if DATASETS[wildcards.dataset].cut is not None else []),
     ]
     shards = dataset_shards(wildcards.dataset)
     return [

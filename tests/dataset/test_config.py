@@ -44,7 +44,7 @@ def test_all_problems_are_named_at_once():
         ({"kind": "hdvila", "num_shards": 1}, "needs max_clips"),
         ({"kind": "hdvila", "num_shards": 1, "path": "videos"}, "belongs to kind 'folder'"),
         (HDVILA | {"controls": ["edge", "depth", "seg"]}, "for which depth, seg cannot be given; expected edge alone"),
-        (FOLDER | {"captions": "list.xlsx"}, r".csv or .jsonl"),
+        (FOLDER | {"captions": "list.xlsx"}, r".csv, .jsonl, .parquet"),
         (FOLDER | {"controls": ["edge", "edge"]}, "twice"),
         (FOLDER | {"controls": ["vis"]}, "training computes it"),
         (FOLDER | {"controls": ["keypoints"]}, "did you mean 'keypoint'"),

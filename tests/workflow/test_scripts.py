@@ -75,6 +75,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     ],
     "comparison": [(("--runs", "no", RUN), "no")],
     "controls": [(("--dataset", "synthetic", "--shard", "0000", "--control", "egde"), "'egde'")],
+    "cuts": [(("--dataset", "no", "--shard", "0000"), "'no'"), (("--dataset", "synthetic", "--shard", "0000"), "cut")],
     "dag": [(("now",), "now")],
     "dataset_overview": [(("--dataset", "no"), "'no'")],
     "dataset_report": [

@@ -32,6 +32,7 @@ STAGES = {
     ],
     "make_demo_driving_checkpoints": ["demo/driving_checkpoints.py"],
     "fetch_videos": ["dataset/download.py"],
+    "cuts": ["dataset/cuts.py", "dataset/listing.py", "media/scene_changes.py", "media/video.py"],
     "ingest": ["dataset/ingest.py", "dataset/listing.py", "media/video.py"],
     "captions": ["dataset/captions.py", "dataset/listing.py"],
     "t5": ["dataset/t5.py", "annotate/t5.py", "dataset/text.py"],

@@ -43,10 +43,37 @@ WORLD_CONTROLS: dict[str, tuple[str, ...]] = {
     "driving": ("hdmap", "lidar"),
 }
 """Controls that are rendered with each world's videos."""
+LIST_SUFFIXES = (".csv", ".jsonl", ".parquet")
+"""Formats of a list of captions."""
+CUTTABLE_KINDS = ("folder",)
+"""Kinds of dataset whose videos can be cut; HD-VILA's metadata cut its own."""
 TEXT_CHANNELS = {"google-t5/t5-11b": 1024, "worldtune/demo-t5": 64}
 """Width of the embeddings of each text encoder in the catalogue, known before it is downloaded or made."""
 NEAR = 0.7
 """Below this likeness a suggestion leads astray, and the whole list says more."""
+
+
+class CutConfig(BaseModel):
+    """How long videos are divided into clips."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    scenes: bool = True
+    """Whether videos are cut where PySceneDetect sees the scene change."""
+    threshold: PositiveFloat = 27.0
+    """Mean change of hue, saturation and brightness from a frame to the next (0 to 255) that is a change of scene."""
+    min_s: PositiveFloat
+    """Shorter parts are not used and keep a row that says so; in seconds."""
+    max_s: PositiveFloat | None = None
+    """Longer scenes are divided into parts of this length, in seconds. null keeps them whole."""
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        if self.max_s is not None and self.max_s < self.min_s:
+            raise ValueError(f"max_s {self.max_s:g} is less than min_s {self.min_s:g}, so that no part could be used")
+        if not self.scenes and self.max_s is None:
+            raise ValueError("scenes is false and max_s is null, so that nothing would be cut; set one of them")
+        return self
 
 
 class DatasetConfig(BaseModel):
@@ -61,9 +88,13 @@ class DatasetConfig(BaseModel):
     after a control (depth, seg, ...) are passed over; those hold the given controls, as depth/NAME.mp4 beside NAME.mp4.
     """
     captions: str = ""
-    """List of captions (kind folder), .csv or .jsonl with the columns video (path below `path`), caption and, where a
-    video is cut into clips, start_s and end_s. Videos outside the list take NAME.txt, or "caption" of NAME.json, beside
-    them; so do all where this is empty."""
+    """List of captions (kind folder), .csv, .jsonl or .parquet with the columns video (path below `path`), caption
+    and, where a video is cut into clips, start_s and end_s. Videos outside the list take NAME.txt, or "caption" of
+    NAME.json, beside them; so do all where this is empty."""
+    cut: CutConfig | None = None
+    """Divides long videos into clips, each with the caption of its video, as {min_s: 5, max_s: 10}: `min_s` seconds is
+    the shortest part that is used (others keep a row that says so), `max_s` (or null) the longest; `scenes` (true) cuts
+    where PySceneDetect sees the scene change, by more than `threshold` (27.0). null takes videos as they are."""
     views: dict[str, str] = {}
     """Cameras of a multi-view dataset, the main one first: folder below the source -> caption of the videos there that
     have none of their own. The video of a scene is FOLDER/NAME.mp4 in each, with the same frames; its given controls
@@ -150,18 +181,22 @@ class DatasetConfig(BaseModel):
                 raise ValueError(f"{', '.join(foreign)} belongs to kind {kind!r}, but the kind is {self.kind!r}")
         if self.kind == "folder" and not self.path:
             raise ValueError("kind 'folder' needs path, the folder of the videos")
-        if self.captions and Path(self.captions).suffix not in (".csv", ".jsonl"):
-            raise ValueError(f"captions: {self.captions!r} must end in .csv or .jsonl")
+        if self.captions and Path(self.captions).suffix not in LIST_SUFFIXES:
+            raise ValueError(f"captions: {self.captions!r} must end in {', '.join(LIST_SUFFIXES)}")
         if self.kind == "synthetic" and self.num_clips is None:
             raise ValueError("kind 'synthetic' needs num_clips")
         if self.kind == "synthetic":
             self._check_world()
         if self.kind == "hdvila" and self.max_clips is None:
             raise ValueError("kind 'hdvila' needs max_clips, the number of videos to download")
+        if self.cut is not None and (self.views or self.kind not in CUTTABLE_KINDS):
+            what = "datasets with views" if self.views else f"kind {self.kind!r}"
+            raise ValueError(f"cut: {what} cannot be cut; leave it out. Kinds that can: {', '.join(CUTTABLE_KINDS)}")
         given = [kind for kind in self.controls if kind not in COMPUTED_CONTROLS]
-        if self.kind == "hdvila" and given:
+        if (self.kind == "hdvila" or self.cut is not None) and given:
+            cutter = "kind 'hdvila'" if self.kind == "hdvila" else "`cut`"
             raise ValueError(
-                f"controls: kind 'hdvila' cuts its clips out of longer videos, for which {', '.join(given)} cannot be "
+                f"controls: {cutter} cuts its clips out of longer videos, for which {', '.join(given)} cannot be "
                 f"given; expected {', '.join(COMPUTED_CONTROLS)} alone. Put videos with these files into a folder "
                 "(kind 'folder')"
             )

@@ -4,7 +4,6 @@ Names, sizes and times of the videos, and hashes of the captions: each shard's j
 caption or one added file starts one job again. Nothing is decoded here.
 """
 
-import csv
 import functools
 import hashlib
 import json
@@ -12,7 +11,7 @@ import math
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.clips import COMPUTED_CONTROLS, CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
 from worldtune.dataset.config import DatasetConfig, missing_folder, source_folder
 from worldtune.dataset.download import METADATA, listed_clips
+from worldtune.dataset.records import read_records
 from worldtune.dataset.scenes import scene_names
+from worldtune.dataset.spans import read_spans
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
 CAPTION_SUFFIXES = (".txt", ".json")
@@ -80,6 +81,8 @@ class Listing:
     """Sorted by key and time within each shard."""
     from_config: bool
     """Whether the list was made from the configuration alone; the files may not be there yet."""
+    refine: Callable[[str, tuple[SourceClip, ...]], tuple[SourceClip, ...]] | None = None
+    """Makes of a shard's clips those that an earlier stage found; that stage may still work on other shards."""
     _captions: dict[str, list[CaptionRow]] = field(default_factory=dict, repr=False, compare=False)
 
     def clips(self, shard: str) -> tuple[SourceClip, ...]:
@@ -90,7 +93,8 @@ class Listing:
         """
         if shard not in self.shards:
             raise WorldtuneError(f"there is no shard {shard!r}; shards are {shard_range(len(self.shards))}.")
-        return self.shards[shard]
+        found = self.shards[shard]
+        return found if self.refine is None else self.refine(shard, found)
 
     def videos(self, shard: str) -> list[VideoRow]:
         """Return what the job that reads the videos of a shard depends on."""
@@ -179,11 +183,35 @@ def _of_view(clip: SourceClip, views: Mapping[str, str]) -> SourceClip:
 
 
 def list_source(name: str, config: DatasetConfig, datasets: Path) -> Listing:
-    """Return the listing of a dataset whose source must be there; arguments as those of `list_dataset`.
+    """Return the listing of a dataset whose source must be there, of videos that are cut their parts.
+
+    Arguments as those of `list_dataset`.
 
     Raises:
         WorldtuneError: the source folder or its metadata do not exist, or the metadata are wrong.
     """
+    whole = list_uncut_source(name, config, datasets)
+    if config.cut is None:
+        return whole
+
+    def parts(shard: str, clips: tuple[SourceClip, ...]) -> tuple[SourceClip, ...]:
+        spans = read_spans(datasets / name, shard)
+        # A video that could not be read has no parts; its row is in the table of stage cuts.
+        return tuple(
+            part
+            for clip in (clips if whole.refine is None else whole.refine(shard, clips))
+            for part in (
+                [replace(clip, start_s=start, end_s=end) for start, end in spans[clip.key]]
+                if clip.key in spans and clip.start_s is None
+                else [clip]
+            )
+        )
+
+    return replace(whole, refine=parts, _captions={})
+
+
+def list_uncut_source(name: str, config: DatasetConfig, datasets: Path) -> Listing:
+    """Return the listing of a dataset whose source must be there, with whole videos; see `list_source`."""
     if config.kind == "hdvila":
         return _list_downloads(source_folder(name, config, datasets), config)
     listing = list_dataset(name, config, datasets)
@@ -329,13 +357,11 @@ def _caption_text(text: str) -> CaptionText:
 
 
 def _read_list(source: Path, path: Path) -> list[SourceClip]:
-    clips: dict[tuple[str, float | None, float | None], int] = {}
+    clips: dict[tuple[str, float | None, float | None], str] = {}
     found = []
-    for line, record in _list_records(path):
-        where = f"{path}, line {line}"
-        unknown = sorted(str(key) for key in record if key not in LIST_COLUMNS)
-        if unknown:
-            raise WorldtuneError(f"{where}: unknown column {unknown[0]!r}; expected {', '.join(sorted(LIST_COLUMNS))}.")
+    what = "the dataset's list of captions"
+    for place, record in read_records(path, LIST_COLUMNS, what=what, others_are_errors=True):
+        where = f"{path}, {place}"
         video, caption = record.get("video"), record.get("caption")
         if not isinstance(video, str) or not video.strip():
             raise WorldtuneError(f"{where}: video is {video!r}; expected a path below {source}.")
@@ -350,41 +376,10 @@ def _read_list(source: Path, path: Path) -> list[SourceClip]:
                 f"{where}: start_s {start_s} and end_s {end_s}; expected both, the end after the start."
             )
         if (key, start_s, end_s) in clips:
-            raise WorldtuneError(f"{where}: the same clip as in line {clips[key, start_s, end_s]}. Remove one.")
-        clips[key, start_s, end_s] = line
+            raise WorldtuneError(f"{where}: the same clip as in {clips[key, start_s, end_s]}. Remove one.")
+        clips[key, start_s, end_s] = place
         found.append(SourceClip(key=key, start_s=start_s, end_s=end_s, caption=caption or ""))
     return found
-
-
-def _list_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                reader = csv.DictReader(file, strict=True)
-                for record in reader:
-                    if None in record or None in record.values():
-                        raise WorldtuneError(
-                            f"{path}, line {reader.line_num}: it has more or fewer cells than the head."
-                        )
-                    yield reader.line_num, dict(record)
-            else:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield number, _json_record(path, number, line)
-    except FileNotFoundError as error:
-        raise WorldtuneError(f"{path} does not exist; it is the dataset's list of captions. Mend the path.") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise WorldtuneError(f"{path}, the dataset's list of captions, cannot be read: {error}.") from error
-
-
-def _json_record(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise WorldtuneError(f"{path}, line {number} is no JSON ({error}).") from error
-    if not isinstance(record, dict):
-        raise WorldtuneError(f"{path}, line {number} is no JSON object.")
-    return record
 
 
 def _seconds(value: object, where: str) -> float | None:

@@ -9,6 +9,7 @@ from worldtune.dataset.listing import list_dataset
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "render_synthetic": ("world", "views", "scenes", "seed", "num_frames", "width", "height", "fps", "version"),
     "fetch_videos": ("max_clips", "num_shards", "version"),
+    "cuts": ("kind", "path", "listing", "cut", "version"),
     "ingest": ("kind", "path", "listing", "min_frames", "version"),
     "captions": ("kind", "path", "listing", "version"),
     "t5": ("text_encoder", "text_max_tokens", "version"),
@@ -20,6 +21,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
 STAGE_MODULES = {
     "render_synthetic": "demo/write.py",
     "fetch_videos": "dataset/download.py",
+    "cuts": "dataset/cuts.py",
     "ingest": "dataset/ingest.py",
     "captions": "dataset/captions.py",
     "t5": "dataset/t5.py",
@@ -48,7 +50,7 @@ def stage_values(
     for key in STAGE_KEYS[stage]:
         if key in values:
             continue
-        if key == "scenes" or (key == "listing" and stage == "ingest"):
+        if key == "scenes" or (key == "listing" and stage in ("cuts", "ingest")):
             values[key] = list_dataset(name, config).videos(_required(shard))
         elif key == "given":
             values[key] = list_dataset(name, config).controls(_required(shard), _required(control))

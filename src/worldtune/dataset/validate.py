@@ -40,6 +40,8 @@ from worldtune.dataset.download import STAGE as FETCH_STAGE
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, write_manifest
+from worldtune.dataset.spans import COLUMNS as CUT_COLUMNS
+from worldtune.dataset.spans import STAGE as CUT_STAGE
 from worldtune.dataset.t5 import COLUMNS as T5_COLUMNS
 from worldtune.dataset.t5 import STAGE as T5_STAGE
 
@@ -124,6 +126,7 @@ def _stages(config: DatasetConfig) -> dict[str, Columns]:
         T5_STAGE: T5_COLUMNS,
         **{control_stage(kind): CONTROL_COLUMNS for kind in config.controls},
         **({FETCH_STAGE: FETCH_COLUMNS} if config.kind == "hdvila" else {}),
+        **({CUT_STAGE: CUT_COLUMNS} if config.cut is not None else {}),
     }
 
 
@@ -154,6 +157,8 @@ def _clip_row(root: Path, identifier: str, tables: Mapping[str, Mapping[str, Row
     reasons = []
     if fetched.get("reason"):
         reasons = [f"{fetched['reason']}; `make retry DATASET={root.name}` asks for it again"]
+    elif (found.get(CUT_STAGE) or {}).get("reason"):
+        reasons = [found[CUT_STAGE]["reason"]]
     reasons = reasons or _reasons(root, identifier, video, caption, text, controls, config)
     return {
         "clip_id": identifier,

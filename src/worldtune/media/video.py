@@ -248,8 +248,26 @@ def probe(path: Path) -> VideoInfo:
         )
 
 
-def check_video(path: Path) -> VideoInfo:
+def frame_times(path: Path) -> list[float]:
+    """Return the presentation time of each frame in seconds after the first frame's, rising.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    path = Path(path)
+    index = _index(path)
+    if index.times:
+        return [float((time - index.times[0]) * index.time_base) for time in index.times]
+    fps = _fps(path, index)
+    return [number / fps for number in range(index.num_frames)]
+
+
+def check_video(path: Path, *, look: Callable[[av.VideoFrame], None] | None = None) -> VideoInfo:
     """Decode every frame of a video and return its facts.
+
+    Args:
+        path: the video.
+        look: is called with each frame in the order of display, so that nothing has to decode the video again.
 
     Raises:
         EmptyVideoError: 0 bytes or no frame.
@@ -276,6 +294,8 @@ def check_video(path: Path) -> VideoInfo:
                     f"{path}: frame {num_frames} is {frame.width}x{frame.height} after {info.width}x{info.height}. "
                     "Re-encode it with one size."
                 )
+            if look is not None:
+                look(frame)
             num_frames += 1
     if num_frames != info.num_frames:
         raise UndecodableVideoError(
