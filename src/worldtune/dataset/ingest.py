@@ -279,18 +279,8 @@ def _ffmpeg_options(job: IngestJob, source: VideoInfo, action: Action) -> tuple[
     # One thread: the number of threads changes the bytes, and there is a process for each core already.
     encoder = ["-c:v", "libx264", "-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p", "-threads", "1"]
     encoder += ["-x264-params", X264_REPRODUCIBLE]
-    return span, [
-        *output,
-        "-vf",
-        times + picture,
-        "-fps_mode",
-        "cfr",
-        "-r",
-        str(rate),
-        "-flags:v",
-        "+bitexact",
-        *encoder,
-    ]
+    output += ["-vf", times + picture]
+    return span, [*output, "-fps_mode", "cfr", "-r", str(rate), "-flags:v", "+bitexact", *encoder]
 
 
 def _run_ffmpeg(path: Path, target: Path, options: tuple[list[str], list[str]]) -> None:

@@ -152,13 +152,13 @@ def _clip_row(root: Path, identifier: str, tables: Mapping[str, Mapping[str, Row
     first = next(row for row in found.values() if row is not None)
     video, caption, text = (found[stage] or {} for stage in (INGEST_STAGE, CAPTION_STAGE, T5_STAGE))
     controls = {kind: found[control_stage(kind)] or {} for kind in config.controls}
-    fetched = found.get(FETCH_STAGE) or {}
+    fetched, cut = (found.get(stage) or {} for stage in (FETCH_STAGE, CUT_STAGE))
     # What the other stages say of a video that never came follows from that.
     reasons = []
     if fetched.get("reason"):
         reasons = [f"{fetched['reason']}; `make retry DATASET={root.name}` asks for it again"]
-    elif (found.get(CUT_STAGE) or {}).get("reason"):
-        reasons = [found[CUT_STAGE]["reason"]]
+    elif cut.get("reason"):
+        reasons = [cut["reason"]]
     reasons = reasons or _reasons(root, identifier, video, caption, text, controls, config)
     return {
         "clip_id": identifier,
