@@ -32,9 +32,35 @@ rule fetch_metadata:
         "HF_HUB_OFFLINE=0 {PYTHON:q} src/scripts/fetch_metadata.py --dataset {wildcards.dataset:q} > {log:q} 2>&1"
 
 
+rule list_repository:
+    output:
+        files="datasets/{dataset}/source/repository.jsonl",
+    log:
+        "logs/list_repository/{dataset}.log",
+    localrule: PROJECT.cluster.partitions.network is None
+    resources:
+        slurm_partition=partition("network"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=4000,
+        runtime=60,
+    params:
+        **stage_params("list_repository"),
+    shell:
+        "HF_HUB_OFFLINE=0 {PYTHON:q} src/scripts/list_repository.py --dataset {wildcards.dataset:q}"
+        " --expect {params.expect} > {log:q} 2>&1"
+
+
+def list_of_downloads(wildcards):
+    """The list of what a dataset downloads."""
+    name = {"hdvila": "metadata.jsonl", "huggingface": "repository.jsonl"}
+    return (
+        f"datasets/{wildcards.dataset}/source/{name[DATASETS[wildcards.dataset].kind]}"
+    )
+
+
 rule fetch_videos:
     input:
-        metadata="datasets/{dataset}/source/metadata.jsonl",
+        metadata=list_of_downloads,
     output:
         manifest="datasets/{dataset}/manifests/fetch_videos/{shard}.parquet",
     log:
@@ -51,7 +77,7 @@ rule fetch_videos:
     params:
         **stage_params("fetch_videos"),
     shell:
-        "{PYTHON:q} src/scripts/fetch_videos.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
+        "HF_HUB_OFFLINE=0 {PYTHON:q} src/scripts/fetch_videos.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
         " --threads {threads} --expect {params.expect} > {log:q} 2>&1"
 
 
@@ -61,6 +87,7 @@ def source_of_shard(wildcards):
         "folder": [],
         "synthetic": f"datasets/{wildcards.dataset}/source/{wildcards.shard}.json",
         "hdvila": f"datasets/{wildcards.dataset}/manifests/fetch_videos/{wildcards.shard}.parquet",
+        "huggingface": f"datasets/{wildcards.dataset}/manifests/fetch_videos/{wildcards.shard}.parquet",
     }[DATASETS[wildcards.dataset].kind]
 
 
@@ -226,7 +253,11 @@ def dataset_manifests(wildcards):
         "captions",
         "t5",
         *(f"control-{kind}" for kind in DATASETS[wildcards.dataset].controls),
-        *(["fetch_videos"] if DATASETS[wildcards.dataset].kind == "hdvila" else []),
+        *(
+            ["fetch_videos"]
+            if DATASETS[wildcards.dataset].kind in ("hdvila", "huggingface")
+            else []
+        ),
         *(["cuts"] if DATASETS[wildcards.dataset].cut is not None else []),
     ]
     shards = dataset_shards(wildcards.dataset)

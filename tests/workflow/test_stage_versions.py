@@ -31,9 +31,10 @@ STAGES = {
         "demo/text_encoder.py",
     ],
     "make_demo_driving_checkpoints": ["demo/driving_checkpoints.py"],
+    "list_repository": ["dataset/repository.py", "dataset/embedded.py", "dataset/records.py", "common/hub.py"],
     "fetch_videos": ["dataset/download.py"],
     "cuts": ["dataset/cuts.py", "dataset/listing.py", "media/scene_changes.py", "media/video.py"],
-    "ingest": ["dataset/ingest.py", "dataset/listing.py", "media/video.py"],
+    "ingest": ["dataset/ingest.py", "dataset/listing.py", "dataset/records.py", "media/video.py"],
     "captions": ["dataset/captions.py", "dataset/listing.py"],
     "t5": ["dataset/t5.py", "annotate/t5.py", "dataset/text.py"],
     "controls": [

@@ -24,6 +24,8 @@ DATASET_FORMAT = 1
 SUMMARY = "validation/summary.txt"
 """One line on what can be used, which the workflow shows on the terminal; below the dataset's folder."""
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
+"""Suffixes of what is taken for a source video."""
 CONTROL_SUFFIXES: dict[str, str] = {
     "edge": ".mkv",
     "depth": ".mp4",

@@ -24,6 +24,7 @@ from worldtune.recipe.project import config_path, read_config
 from worldtune.recipe.schema import Recipe
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+REPOSITORY_PATTERN = re.compile(r"[\w.-]+/[\w.-]+")
 VIEW_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_SHARDS = 9999
 """Shards are named by four digits."""
@@ -45,7 +46,7 @@ WORLD_CONTROLS: dict[str, tuple[str, ...]] = {
 """Controls that are rendered with each world's videos."""
 LIST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 """Formats of a list of captions."""
-CUTTABLE_KINDS = ("folder",)
+CUTTABLE_KINDS = ("folder", "huggingface")
 """Kinds of dataset whose videos can be cut; HD-VILA's metadata cut its own."""
 TEXT_CHANNELS = {"google-t5/t5-11b": 1024, "worldtune/demo-t5": 64}
 """Width of the embeddings of each text encoder in the catalogue, known before it is downloaded or made."""
@@ -81,8 +82,9 @@ class DatasetConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    kind: Literal["folder", "synthetic", "hdvila"]
-    """Where the videos come from: a folder of yours, rendered scenes, or the HD-VILA download."""
+    kind: Literal["folder", "huggingface", "synthetic", "hdvila"]
+    """Where the videos come from: a folder of yours, a data set repository of the Hugging Face hub, rendered scenes, or
+    the HD-VILA download."""
     path: str = ""
     """Folder of the videos (kind folder), searched with its subfolders. Hidden names and subfolders that are named
     after a control (depth, seg, ...) are passed over; those hold the given controls, as depth/NAME.mp4 beside NAME.mp4.
@@ -100,6 +102,18 @@ class DatasetConfig(BaseModel):
     have none of their own. The video of a scene is FOLDER/NAME.mp4 in each, with the same frames; its given controls
     are beside it, as FOLDER/hdmap/NAME.mp4. Only the main camera's caption may be empty. Empty for other datasets.
     """
+    repository: str = ""
+    """Data set repository (kind huggingface), as organization/name: videos as files, with their captions in
+    metadata.csv, .jsonl or .parquet (column file_name and `caption_column`), or parquet files that hold the videos."""
+    revision: str = "main"
+    """Branch, tag or commit of the repository (kind huggingface); a commit stays what it is."""
+    folder: str = ""
+    """Folder of the repository that is read (kind huggingface), with its subfolders; empty reads all."""
+    caption_column: str = "caption"
+    """Column of the captions, in the metadata and in parquet files (kind huggingface)."""
+    min_success: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of a shard's videos that must have arrived (kinds hdvila and huggingface). With less its job fails: an
+    address that was blocked, or a wrong repository, is found at the first shard and not after all of them."""
     num_shards: PositiveInt = Field(le=MAX_SHARDS)
     """Jobs of each stage. A few hundred clips a shard are a good number; a change makes every manifest again, but no
     clip whose file is there."""
@@ -173,10 +187,11 @@ class DatasetConfig(BaseModel):
         keys = {
             "folder": {"path", "captions"},
             "synthetic": {"world", "num_clips", "seed", "num_frames", "width", "height", "fps"},
-            "hdvila": {"max_clips"},
+            "hdvila": {"max_clips", "min_success"},
+            "huggingface": {"repository", "revision", "folder", "caption_column", "min_success"},
         }
         for kind, names in keys.items():
-            foreign = sorted(names & self.model_fields_set) if kind != self.kind else []
+            foreign = sorted((names - keys[self.kind]) & self.model_fields_set)
             if foreign:
                 raise ValueError(f"{', '.join(foreign)} belongs to kind {kind!r}, but the kind is {self.kind!r}")
         if self.kind == "folder" and not self.path:
@@ -187,12 +202,21 @@ class DatasetConfig(BaseModel):
             raise ValueError("kind 'synthetic' needs num_clips")
         if self.kind == "synthetic":
             self._check_world()
+        if self.kind == "huggingface" and not REPOSITORY_PATTERN.fullmatch(self.repository):
+            raise ValueError(
+                f"kind 'huggingface' needs repository, such as organization/name; it is {self.repository!r}"
+            )
+        if self.folder and any(part in ("", ".", "..") for part in self.folder.split("/")):
+            raise ValueError(f"folder: {self.folder!r} is no path below the repository, such as data/train")
         if self.kind == "hdvila" and self.max_clips is None:
             raise ValueError("kind 'hdvila' needs max_clips, the number of videos to download")
         if self.cut is not None and (self.views or self.kind not in CUTTABLE_KINDS):
             what = "datasets with views" if self.views else f"kind {self.kind!r}"
             raise ValueError(f"cut: {what} cannot be cut; leave it out. Kinds that can: {', '.join(CUTTABLE_KINDS)}")
         given = [kind for kind in self.controls if kind not in COMPUTED_CONTROLS]
+        if self.kind == "huggingface" and (given or self.views):
+            what = f"controls {', '.join(given)} cannot be given" if given else "views cannot be told apart"
+            raise ValueError(f"kind 'huggingface': {what}; download the videos and use kind 'folder'")
         if (self.kind == "hdvila" or self.cut is not None) and given:
             cutter = "kind 'hdvila'" if self.kind == "hdvila" else "`cut`"
             raise ValueError(

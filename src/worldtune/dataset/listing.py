@@ -17,14 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import COMPUTED_CONTROLS, CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
+from worldtune.dataset.clips import (
+    COMPUTED_CONTROLS,
+    CONTROL_SUFFIXES,
+    VIDEO_SUFFIXES,
+    scene_key,
+    shard_names,
+    shard_of,
+    view_of,
+)
 from worldtune.dataset.config import DatasetConfig, missing_folder, source_folder
 from worldtune.dataset.download import METADATA, listed_clips
+from worldtune.dataset.fetched import read_fetched
 from worldtune.dataset.records import read_records
 from worldtune.dataset.scenes import scene_names
 from worldtune.dataset.spans import read_spans
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
 CAPTION_SUFFIXES = (".txt", ".json")
 """Suffixes of a caption beside its video; the first that is there is taken."""
 MAX_CAPTION_BYTES = 1 << 20
@@ -214,10 +222,28 @@ def list_uncut_source(name: str, config: DatasetConfig, datasets: Path) -> Listi
     """Return the listing of a dataset whose source must be there, with whole videos; see `list_source`."""
     if config.kind == "hdvila":
         return _list_downloads(source_folder(name, config, datasets), config)
+    if config.kind == "huggingface":
+        return _list_fetched(name, config, datasets)
     listing = list_dataset(name, config, datasets)
     if missing_folder(name, config):
         raise WorldtuneError(missing_folder(name, config))
     return listing
+
+
+def _list_fetched(name: str, config: DatasetConfig, datasets: Path) -> Listing:
+    """Return the videos that the table of each shard's downloads names, also those that could not be had."""
+    source = source_folder(name, config, datasets)
+
+    def fetched(shard: str, _: tuple[SourceClip, ...]) -> tuple[SourceClip, ...]:
+        clips = []
+        for row in read_fetched(datasets / name, shard):
+            key, caption = row["source_key"], row["caption"]
+            size, mtime_ns = _size_and_time(_status(source / key))
+            clips.append(SourceClip(key=key, size=size, mtime_ns=mtime_ns, caption=caption, problem=row["reason"]))
+        return tuple(sorted(clips, key=lambda clip: clip.key))
+
+    empty: dict[str, tuple[SourceClip, ...]] = {shard: () for shard in shard_names(config.num_shards)}
+    return Listing(source=source, shards=empty, from_config=True, refine=fetched)
 
 
 def _list_downloads(source: Path, config: DatasetConfig) -> Listing:

@@ -8,7 +8,8 @@ from worldtune.dataset.listing import list_dataset
 
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "render_synthetic": ("world", "views", "scenes", "seed", "num_frames", "width", "height", "fps", "version"),
-    "fetch_videos": ("max_clips", "num_shards", "version"),
+    "list_repository": ("repository", "revision", "folder", "caption_column", "version"),
+    "fetch_videos": ("max_clips", "caption_column", "min_success", "num_shards", "version"),
     "cuts": ("kind", "path", "listing", "cut", "version"),
     "ingest": ("kind", "path", "listing", "min_frames", "version"),
     "captions": ("kind", "path", "listing", "version"),
@@ -20,6 +21,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
 
 STAGE_MODULES = {
     "render_synthetic": "demo/write.py",
+    "list_repository": "dataset/repository.py",
     "fetch_videos": "dataset/download.py",
     "cuts": "dataset/cuts.py",
     "ingest": "dataset/ingest.py",

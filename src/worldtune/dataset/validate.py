@@ -35,8 +35,9 @@ from worldtune.dataset.clips import (
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.controls import COLUMNS as CONTROL_COLUMNS
 from worldtune.dataset.controls import control_stage
-from worldtune.dataset.download import COLUMNS as FETCH_COLUMNS
+from worldtune.dataset.download import COLUMNS as HDVILA_COLUMNS
 from worldtune.dataset.download import STAGE as FETCH_STAGE
+from worldtune.dataset.fetched import COLUMNS as REPOSITORY_COLUMNS
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, write_manifest
@@ -47,6 +48,8 @@ from worldtune.dataset.t5 import STAGE as T5_STAGE
 
 VERSION = 3
 
+FETCH_COLUMNS: dict[str, Columns] = {"hdvila": HDVILA_COLUMNS, "huggingface": REPOSITORY_COLUMNS}
+"""Columns of stage fetch_videos, by the kinds of dataset that have it."""
 SPLIT_DIGITS = 16
 REASON_SEPARATOR = " | "
 STYLE = """<style>
@@ -125,7 +128,7 @@ def _stages(config: DatasetConfig) -> dict[str, Columns]:
         CAPTION_STAGE: CAPTION_COLUMNS,
         T5_STAGE: T5_COLUMNS,
         **{control_stage(kind): CONTROL_COLUMNS for kind in config.controls},
-        **({FETCH_STAGE: FETCH_COLUMNS} if config.kind == "hdvila" else {}),
+        **({FETCH_STAGE: FETCH_COLUMNS[config.kind]} if config.kind in FETCH_COLUMNS else {}),
         **({CUT_STAGE: CUT_COLUMNS} if config.cut is not None else {}),
     }
 
