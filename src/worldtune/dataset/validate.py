@@ -83,6 +83,9 @@ def validate(name: str, config: DatasetConfig, *, datasets: Path = Path("dataset
     """
     root = datasets / name
     tables = {stage: _gather(root, stage, columns, config) for stage, columns in _stages(config).items()}
+    if config.cut is not None and FETCH_STAGE in tables:
+        # A video that arrived is there as its parts.
+        tables[FETCH_STAGE] = {key: row for key, row in tables[FETCH_STAGE].items() if row["status"] != "ok"}
     channels = _channels(name, tables[T5_STAGE].values())
     rows = [_clip_row(root, identifier, tables, config) for identifier in sorted(set().union(*tables.values()))]
     if config.views:
