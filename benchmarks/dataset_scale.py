@@ -4,12 +4,13 @@ The workflow runs over shards until the dataset is validated. Its whole process 
 amounts of finished work, and the same command is started again. Then the clip table and the files are compared with the
 source's list, and one caption is edited, which must embed one clip again. A smaller dataset that nothing disturbs, in a
 folder of its own, is the baseline; so is plainly decoding its videos. Status 1 where a clip is lost, doubled or
-embedded again without need.
+embedded again without need. Results that are synced one by one are the baseline of those that are synced in groups.
 
 python benchmarks/dataset_scale.py --folder DIR [--clips 10000] [--baseline-clips 1000] [--kills 5] [--seed 0]
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import random
@@ -26,7 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from worldtune.checkpoint.hub import write_file_list
+from worldtune.common.files import atomic_path, syncs_left_to_caller
 from worldtune.dataset.clips import CONTROL_SUFFIXES, clip_id, load_dataset
+from worldtune.dataset.ledger import Ledger
 from worldtune.demo.text_encoder import write_text_encoder
 from worldtune.media.video import iterate_frames, write_video
 
@@ -40,6 +43,8 @@ DISTINCT = 64
 """Videos that are encoded; the others are these with another unused box at their end."""
 FRAMES_THW = (9, 48, 64)
 CLIPS_PER_SHARD = 250
+RESULTS = 500
+RESULT_BYTES = 2000
 CONFIG = """
 runs: []
 datasets:
@@ -222,6 +227,24 @@ def leftovers(workspace: Workspace) -> int:
     return sum(path.name.startswith(".") for path in workspace.root.rglob("*") if path.is_file())
 
 
+def seconds_a_result(folder: Path, *, in_groups: bool) -> float:
+    """Return the mean seconds of writing a small file, syncing it and recording it in a ledger."""
+    ledger = Ledger(folder, "results", f"{in_groups:04d}")
+    names = [f"{number:04d}" for number in range(RESULTS)]
+    ledger.start(*names)
+    start = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        if in_groups:
+            stack.enter_context(ledger.results_in_groups())
+            stack.enter_context(syncs_left_to_caller())
+        for name in names:
+            path = folder / f"{in_groups}" / f"{name}.bin"
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(name.encode() * RESULT_BYTES)
+            ledger.finish(name, {}, (path,), {})
+    return (time.monotonic() - start) / RESULTS
+
+
 def decode_seconds(workspace: Workspace) -> float:
     """Return the seconds of decoding each video of the source once, in this process."""
     start = time.monotonic()
@@ -243,6 +266,11 @@ def main() -> None:
     start = time.monotonic()
     base = Workspace(arguments.folder / "baseline", arguments.baseline_clips)
     many = Workspace(arguments.folder / "many", arguments.clips)
+    alone, grouped = (seconds_a_result(base.folder / "results", in_groups=flag) for flag in (False, True))
+    print(
+        f"a small result synced and recorded: {1000 * alone:.2f} ms alone, {1000 * grouped:.2f} ms in groups, "
+        f"{alone / grouped:.1f} x faster"
+    )
     print(f"making {base.num_clips + many.num_clips} clips: {time.monotonic() - start:.1f} s", flush=True)
     plain = decode_seconds(base) / base.num_clips
     print(f"baseline, decoding alone: {1000 * plain:.2f} ms a clip", flush=True)

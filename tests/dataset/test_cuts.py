@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import clip_id, video_path
+from worldtune.dataset.clips import clip_id, load_dataset, video_path
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.cuts import find_cuts
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
@@ -100,8 +100,6 @@ def test_each_part_has_the_videos_caption_and_nothing_is_lost(cut_source, fake_e
     parts = cuts(cut_source)
     cut_source.all_stages()
     validate("tiny", cut_source.config, datasets=cut_source.datasets)
-    from worldtune.dataset.clips import load_dataset
-
     dataset = load_dataset(cut_source.root)
     usable = {row["clip_id"] for row in parts if row["status"] == "ok"}
     assert {clip.clip_id for clip in dataset.clips} == usable

@@ -22,14 +22,18 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.hub import Hub
 from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
 from worldtune.dataset.captions import captions
-from worldtune.dataset.clips import shard_of
+from worldtune.dataset.clips import load_dataset, shard_of
 from worldtune.dataset.config import DatasetConfig
+from worldtune.dataset.controls import make_controls
+from worldtune.dataset.cuts import find_cuts
 from worldtune.dataset.download import forget_failed
 from worldtune.dataset.fetched import COLUMNS
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import ingest
 from worldtune.dataset.manifest import read_manifest
 from worldtune.dataset.repository import fetch_repository, list_repository
+from worldtune.dataset.t5 import embed_captions
+from worldtune.dataset.validate import validate
 from worldtune.media.video import write_video
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -337,3 +341,26 @@ def test_what_is_wrong_with_a_repository_is_named(
 def test_configurations_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+def test_a_downloaded_video_that_is_cut_is_there_as_its_parts_alone(
+    tmp_path: Path, repository: Repository, videos: list[bytes], fake_encoder: object
+) -> None:
+    repository.files = {"a.mp4": videos[0], "b.mp4": videos[1]}
+    repository.files["metadata.csv"] = metadata("csv", {"a.mp4": "One.", "b.mp4": "Two.", "lost.mp4": "Three."})
+    changes = {"cut": {"min_s": 0.12, "max_s": 3 / 24, "scenes": False}, "min_frames": 2}
+    changes |= {"text_encoder": "worldtune/fake"}
+    list_and_fetch(tmp_path, repository, **changes)
+    arguments: tuple[Any, ...] = ("r", config(**changes), "0000")
+    for stage in (find_cuts, ingest, captions):
+        stage(*arguments, datasets=tmp_path)
+    embed_captions(*arguments, datasets=tmp_path, checkpoints=tmp_path / "checkpoints", device="cpu")
+    make_controls(*arguments, "edge", datasets=tmp_path)
+    validate("r", config(**changes), datasets=tmp_path)
+    dataset = load_dataset(tmp_path / "r")
+    assert sorted((clip.source_key, clip.num_frames) for clip in dataset.clips) == [
+        *(("a.mp4", 3), ("a.mp4", 3), ("b.mp4", 3), ("b.mp4", 3)),
+    ]
+    reasons = sorted((clip.source_key, clip.reason.partition(":")[0]) for clip in dataset.unusable)
+    short = "short remainder"
+    assert reasons == [("a.mp4", short), ("b.mp4", short), ("lost.mp4", "download failed")]
