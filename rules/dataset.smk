@@ -32,9 +32,35 @@ rule fetch_metadata:
         "HF_HUB_OFFLINE=0 {PYTHON:q} src/scripts/fetch_metadata.py --dataset {wildcards.dataset:q} > {log:q} 2>&1"
 
 
+rule list_repository:
+    output:
+        files="datasets/{dataset}/source/repository.jsonl",
+    log:
+        "logs/list_repository/{dataset}.log",
+    localrule: PROJECT.cluster.partitions.network is None
+    resources:
+        slurm_partition=partition("network"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=4000,
+        runtime=60,
+    params:
+        **stage_params("list_repository"),
+    shell:
+        "HF_HUB_OFFLINE=0 {PYTHON:q} src/scripts/list_repository.py --dataset {wildcards.dataset:q}"
+        " --expect {params.expect} > {log:q} 2>&1"
+
+
+def list_of_downloads(wildcards):
+    """The list of what a dataset downloads."""
+    name = {"hdvila": "metadata.jsonl", "huggingface": "repository.jsonl"}
+    return (
+        f"datasets/{wildcards.dataset}/source/{name[DATASETS[wildcards.dataset].kind]}"
+    )
+
+
 rule fetch_videos:
     input:
-        metadata="datasets/{dataset}/source/metadata.jsonl",
+        metadata=list_of_downloads,
     output:
         manifest="datasets/{dataset}/manifests/fetch_videos/{shard}.parquet",
     log:
@@ -51,7 +77,7 @@ rule fetch_videos:
     params:
         **stage_params("fetch_videos"),
     shell:
-        "{PYTHON:q} src/scripts/fetch_videos.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
+        "HF_HUB_OFFLINE=0 {PYTHON:q} src/scripts/fetch_videos.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
         " --threads {threads} --expect {params.expect} > {log:q} 2>&1"
 
 
@@ -61,12 +87,42 @@ def source_of_shard(wildcards):
         "folder": [],
         "synthetic": f"datasets/{wildcards.dataset}/source/{wildcards.shard}.json",
         "hdvila": f"datasets/{wildcards.dataset}/manifests/fetch_videos/{wildcards.shard}.parquet",
+        "huggingface": f"datasets/{wildcards.dataset}/manifests/fetch_videos/{wildcards.shard}.parquet",
     }[DATASETS[wildcards.dataset].kind]
+
+
+rule cuts:
+    input:
+        source=source_of_shard,
+    output:
+        manifest="datasets/{dataset}/manifests/cuts/{shard}.parquet",
+    log:
+        "logs/cuts/{dataset}_{shard}.log",
+    benchmark:
+        "benchmark_records/cuts/{dataset}_{shard}.tsv"
+    threads: 8
+    resources:
+        slurm_partition=partition("cpu"),
+        slurm_account=PROJECT.cluster.account,
+        mem_mb=8000,
+        runtime=240,
+    params:
+        **stage_params("cuts"),
+    shell:
+        "{PYTHON:q} src/scripts/cuts.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q} --threads {threads}"
+        " --expect {params.expect} > {log:q} 2>&1"
+
+
+def clips_of_shard(wildcards):
+    """What must exist before the clips of a shard are known."""
+    if DATASETS[wildcards.dataset].cut is not None:
+        return f"datasets/{wildcards.dataset}/manifests/cuts/{wildcards.shard}.parquet"
+    return source_of_shard(wildcards)
 
 
 rule ingest:
     input:
-        source=source_of_shard,
+        source=clips_of_shard,
     output:
         manifest="datasets/{dataset}/manifests/ingest/{shard}.parquet",
     log:
@@ -88,7 +144,7 @@ rule ingest:
 
 rule captions:
     input:
-        source=source_of_shard,
+        source=clips_of_shard,
     output:
         manifest="datasets/{dataset}/manifests/captions/{shard}.parquet",
     log:
@@ -287,7 +343,12 @@ def dataset_manifests(wildcards):
             control_stage(kind, DATASETS[wildcards.dataset])
             for kind in DATASETS[wildcards.dataset].controls
         ),
-        *(["fetch_videos"] if DATASETS[wildcards.dataset].kind == "hdvila" else []),
+        *(
+            ["fetch_videos"]
+            if DATASETS[wildcards.dataset].kind in ("hdvila", "huggingface")
+            else []
+        ),
+        *(["cuts"] if DATASETS[wildcards.dataset].cut is not None else []),
     ]
     shards = dataset_shards(wildcards.dataset)
     return [

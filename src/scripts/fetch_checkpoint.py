@@ -11,7 +11,8 @@ import argparse
 from pathlib import Path
 
 from worldtune.checkpoint.catalogue import CATALOGUE_FILE, load_catalogue
-from worldtune.checkpoint.hub import Hub, fetch
+from worldtune.checkpoint.hub import fetch
+from worldtune.common.hub import Hub
 from worldtune.common.script import run
 
 

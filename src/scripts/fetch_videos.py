@@ -1,8 +1,8 @@
-"""Download the videos of one shard of an HD-VILA dataset.
+"""Download the videos of one shard of a dataset of kind hdvila or huggingface.
 
     python src/scripts/fetch_videos.py --dataset hdvila --shard 0003 --threads 4
 
-Makes datasets/hdvila/source/videos/<video_id>.mp4 and the shard's manifest. A video that failed is not tried again
+Makes videos below datasets/hdvila/source/ and the shard's manifest. A video that failed is not tried again
 before `make retry DATASET=hdvila`.
 """
 
@@ -13,6 +13,7 @@ from worldtune.common.script import run
 from worldtune.dataset.config import find_dataset
 from worldtune.dataset.download import fetch_videos
 from worldtune.dataset.parameters import stage_values
+from worldtune.dataset.repository import fetch_repository
 from worldtune.recipe.identity import check_fingerprint
 from worldtune.recipe.project import config_path
 
@@ -28,7 +29,8 @@ def main() -> None:
     config = find_dataset(arguments.config, arguments.dataset)
     values = stage_values("fetch_videos", arguments.dataset, config, shard=arguments.shard)
     check_fingerprint(arguments.expect, values, f"the configuration of {arguments.dataset}")
-    print(fetch_videos(arguments.dataset, config, arguments.shard, processes=arguments.threads))
+    fetch = fetch_repository if config.kind == "huggingface" else fetch_videos
+    print(fetch(arguments.dataset, config, arguments.shard, processes=arguments.threads))
 
 
 if __name__ == "__main__":

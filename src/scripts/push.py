@@ -19,8 +19,8 @@ def main() -> None:
     parser.add_argument("--public", action="store_true", help="a repository that is made can be seen by everybody")
     parser.add_argument("--results", default=Path("results"), type=Path, help="folder of the runs")
     arguments = parser.parse_args()
-    from worldtune.checkpoint.hub import Hub
     from worldtune.checkpoint.push import plan_push, push
+    from worldtune.common.hub import Hub
 
     check_name(arguments.run, (path.parent.name for path in arguments.results.glob("*/model")), "run", "results/")
     plan = plan_push(arguments.results / arguments.run, arguments.repo or None)

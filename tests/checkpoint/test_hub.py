@@ -22,9 +22,10 @@ from full_disk import error_of, leave_free
 
 from worldtune.checkpoint import hub as hub_module
 from worldtune.checkpoint.catalogue import Catalogue, load_catalogue
-from worldtune.checkpoint.hub import LOCK_FILE, Hub, fetch, write_file_list
+from worldtune.checkpoint.hub import LOCK_FILE, fetch, write_file_list
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
+from worldtune.common.hub import Hub
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -291,7 +292,7 @@ def test_a_wrong_hash_is_refused_and_removed(
         fake.announced_sha256 = "f" * 64
     else:
         request = catalogue.find("owner/text")
-        monkeypatch.setattr(hub_module, "_git_sha1", lambda path: "0" * 40)
+        monkeypatch.setattr(hub_module, "git_sha1", lambda path: "0" * 40)
     with pytest.raises(WorldtuneError, match=f"{name} has hash .* but the hub"):
         fetch(request, checkpoints, hub=anonymous(fake))
     assert not list(checkpoints.rglob(f"{name}*.part"))

@@ -17,10 +17,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from worldtune.checkpoint.hub import Hub
 from worldtune.checkpoint.push import plan_push, push
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file, write_json
+from worldtune.common.hub import Hub
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -47,7 +47,7 @@ def test_all_problems_are_named_at_once():
             HDVILA | {"controls": ["edge", "depth", "seg"]},
             "for which depth, seg cannot be given. Let a network",
         ),
-        (FOLDER | {"captions": "list.xlsx"}, r".csv or .jsonl"),
+        (FOLDER | {"captions": "list.xlsx"}, r".csv, .jsonl, .parquet"),
         (FOLDER | {"controls": ["edge", "edge"]}, "twice"),
         (FOLDER | {"controls": ["vis"]}, "training computes it"),
         (FOLDER | {"controls": ["keypoints"]}, "did you mean 'keypoint'"),

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.dataset import youtube
 from worldtune.dataset.captions import captions
 from worldtune.dataset.clips import shard_of, video_path
 from worldtune.dataset.config import DatasetConfig
@@ -28,11 +29,16 @@ from worldtune.media.video import write_video
 
 
 class Server:
-    """Videos by path, and how often each was asked for."""
+    """Videos by path, how often each was asked for, and how it misbehaves."""
 
     def __init__(self) -> None:
         self.videos: dict[str, bytes] = {}
         self.requests: Counter[str] = Counter()
+        self.ranges: list[str] = []
+        self.statuses: list[int] = []
+        """Answers that the next requests of content get instead."""
+        self.break_after: list[int] = []
+        """Bytes after which the next answers break off."""
         self.endpoint = ""
 
 
@@ -44,14 +50,27 @@ def server() -> Iterator[Server]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-        def do_GET(self) -> None:
+        def do_HEAD(self) -> None:
             name = self.path.removeprefix("/")
             state.requests[name] += 1
             content = state.videos.get(name)
             self.send_response(404 if content is None else 200)
             self.send_header("Content-Length", str(len(content or b"")))
             self.end_headers()
-            self.wfile.write(content or b"")
+
+        def do_GET(self) -> None:
+            content = state.videos[self.path.removeprefix("/")]
+            state.ranges.append(self.headers["Range"])
+            start, end = (int(number) for number in self.headers["Range"].removeprefix("bytes=").split("-"))
+            if state.statuses:
+                self.send_error(state.statuses.pop(0))
+                return
+            # What a server has no more of, it announces all the same.
+            piece = content[:50][start : end + 1] if self.path.endswith("/torn") else content[start : end + 1]
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(piece)))
+            self.end_headers()
+            self.wfile.write(piece[: state.break_after.pop(0)] if state.break_after else piece)
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -68,15 +87,13 @@ def library(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """What of pytubefix is used, over plain HTTP."""
 
     class Stream:
+        itag = 18
+        is_sabr = False
+
         def __init__(self, url: str) -> None:
             self.url = url
-            self.filesize = 0
-
-        def download(self, *, output_path: str, filename: str, **_: object) -> None:
-            with urllib.request.urlopen(self.url) as answer:
-                content = answer.read()
-            self.filesize = len(content)
-            Path(output_path, filename).write_bytes(content[:50] if self.url.endswith("/torn") else content)
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD")) as answer:
+                self.filesize = int(answer.headers["Content-Length"])
 
     class Query:
         def __init__(self, url: str) -> None:
@@ -98,7 +115,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def config(max_clips: int = 10, num_shards: int = 1) -> DatasetConfig:
-    return DatasetConfig(kind="hdvila", num_shards=num_shards, max_clips=max_clips, min_frames=5)
+    return DatasetConfig(kind="hdvila", num_shards=num_shards, max_clips=max_clips, min_frames=5, min_success=0)
 
 
 def write_metadata(datasets: Path, server: Server, *names: str, **changes: object) -> Path:
@@ -230,6 +247,71 @@ def test_what_has_not_arrived_whole_is_no_video(tmp_path: Path, server: Server, 
     [row] = rows(fetch_videos("h", config(), "0000", datasets=tmp_path)).values()
     assert row["reason"] == f"download failed: {reason} have arrived"
     assert list((tmp_path / "h/source/videos").iterdir()) == []
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_stopped(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(youtube, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(youtube, "PIECE_BYTES", 400)
+    monkeypatch.setattr(youtube, "CHUNK_BYTES", 100)
+    content = np.random.default_rng(0).bytes(1000)
+    server.videos = {"one": content}
+    server.break_after = [400, 250]
+    server.statuses = []
+    write_metadata(tmp_path, server, "one")
+    assert rows(fetch_videos("h", config(), "0000", datasets=tmp_path))["videos/one.mp4"]["num_bytes"] == 1000
+    assert (tmp_path / "h/source/videos/one.mp4").read_bytes() == content
+    assert server.ranges == ["bytes=0-399", "bytes=400-799", "bytes=650-999"]
+    assert list((tmp_path / "h/source/.parts").iterdir()) == []
+
+
+def test_the_next_job_takes_up_what_a_killed_one_left(tmp_path: Path, server: Server) -> None:
+    content = np.random.default_rng(0).bytes(1000)
+    server.videos = {"one": content}
+    write_metadata(tmp_path, server, "one")
+    parts = tmp_path / "h/source/.parts"
+    parts.mkdir()
+    (parts / "one.18.1000.part").write_bytes(content[:300])
+    (parts / "one.22.7000.part").write_bytes(b"of another format")
+    fetch_videos("h", config(), "0000", datasets=tmp_path)
+    assert (tmp_path / "h/source/videos/one.mp4").read_bytes() == content
+    assert server.ranges == ["bytes=300-999"]
+    assert list(parts.iterdir()) == []
+
+
+def test_a_busy_server_is_asked_again_and_a_forbidden_video_is_not(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(youtube, "WAITS_S", (0.0, 0.0))
+    server.videos = {"one": b"1" * 10}
+    write_metadata(tmp_path, server, "one")
+    server.statuses = [503, 429]
+    assert rows(fetch_videos("h", config(), "0000", datasets=tmp_path))["videos/one.mp4"]["status"] == "ok"
+    assert len(server.ranges) == 3
+    for statuses, reason in (([500] * 3, "HTTP Error 500: Internal Server Error, 3 times"), ([403], "HTTP Error 403")):
+        server.videos["one"] += b"1"
+        server.statuses, server.ranges = list(statuses), []
+        (tmp_path / "h/source/videos/one.mp4").unlink(missing_ok=True)
+        forget_failed("h", config(), datasets=tmp_path)
+        [row] = rows(fetch_videos("h", config(), "0000", datasets=tmp_path)).values()
+        assert reason in str(row["reason"])
+        assert len(server.ranges) == len(statuses)
+
+
+def test_a_shard_of_which_too_little_arrives_fails_and_keeps_what_arrived(tmp_path: Path, server: Server) -> None:
+    server.videos = {"one": b"1"}
+    write_metadata(tmp_path, server, "one", "gone", "silent", "late")
+    wanted = config().model_copy(update={"min_success": 0.5})
+    for _ in range(2):
+        with pytest.raises(WorldtuneError, match="1 of 4 videos have arrived") as caught:
+            fetch_videos("h", wanted, "0000", datasets=tmp_path)
+        assert "the share of 0.5" in str(caught.value)
+        assert "2 x download failed: HTTPError: HTTP Error 404" in str(caught.value)
+    assert server.requests == Counter({"one": 1, "gone": 1, "late": 1})
+    assert not (tmp_path / "h/manifests/fetch_videos/0000.parquet").exists()
+    assert len(rows(fetch_videos("h", config(), "0000", datasets=tmp_path))) == 4
+    assert server.requests["one"] == 1
 
 
 def test_a_missing_library_says_so(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ def made(source, fake_encoder):
     ("stage", "pattern", "named"),
     [
         ("ingest", "/videos/", "/videos/{clip}.mp4"),
-        ("captions", r"/metas/\.\w+\.\w+\.txt", "/metas/{clip}.txt"),
-        ("captions", r"/metas/\.\w+\.\w+\.json", "/metas/{clip}.json"),
+        ("captions", r"/metas/\w+\.txt", "/metas/{clip}.txt"),
+        ("captions", r"/metas/\w+\.json", "/metas/{clip}.json"),
         ("t5", "/t5_xxl/", "/t5_xxl/{clip}.pickle"),
         ("controls", "/edge/", "/edge/{clip}.mkv"),
         ("ingest", "/manifests/", "/manifests/ingest/0000.parquet"),

@@ -210,3 +210,31 @@ def test_foreign_lines_are_passed_over(tmp_path, line):
     read = Ledger(tmp_path, "ingest", "0000")
     assert read.current("a", {}) is None
     assert read.current("b", {"value": 1}) is not None
+
+
+def test_results_in_groups_are_on_disk_before_the_ledger_says_so(tmp_path, monkeypatch):
+    fsync = os.fsync
+    synced: list[str] = []
+
+    def sync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    clips = [f"clip{number}" for number in range(20)]
+    ledger = Ledger(tmp_path, "ingest", "0000")
+    ledger.start(*clips)
+    monkeypatch.setattr(os, "fsync", sync)
+    with ledger.results_in_groups():
+        for clip in clips:
+            finish(ledger, clip, 1, output=True)
+        assert all(ledger.current(clip, {"value": 1}) is None for clip in clips if f"{clip}.bin" not in synced)
+        # What a job finds that comes after a kill at this moment: nothing that was not synced.
+        found = Ledger(tmp_path, "ingest", "0000")
+        assert {clip for clip in clips if found.current(clip, {"value": 1})} == {
+            name.removesuffix(".bin") for name in synced if name.endswith(".bin")
+        }
+    assert sorted(name for name in synced if name.endswith(".bin")) == sorted(f"{clip}.bin" for clip in clips)
+    assert synced[-1] == "0000.jsonl"
+    assert synced.count("0000.jsonl") < len(clips)
+    after = Ledger(tmp_path, "ingest", "0000")
+    assert all(after.current(clip, {"value": 1}) for clip in clips)

@@ -2,6 +2,8 @@ import hashlib
 import json
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from worldtune.common.errors import WorldtuneError
@@ -239,6 +241,42 @@ def test_mistakes_in_a_caption_list_are_named(source, folder, name, text, part):
     path.write_text(text)
     source.options["captions"] = str(path)
     with pytest.raises(WorldtuneError, match=name.replace(".", r"\.")) as caught:
+        source.listing()
+    assert part in str(caught.value)
+
+
+def write_parquet(path, columns: dict[str, list[object]]) -> None:
+    pq.write_table(pa.table(columns), path)
+
+
+def test_caption_list_as_parquet(source, folder):
+    folder("a.mp4", "sub/b.mp4")
+    path = source.folder.parent / "list.parquet"
+    columns = {"video": ["a.mp4", "a.mp4", "sub/b.mp4"], "caption": ["One.", "Two.", None]}
+    write_parquet(path, columns | {"start_s": [0.0, 1.5, None], "end_s": [1.5, 3.0, None]})
+    source.options["captions"] = str(path)
+    listing = source.listing()
+    spans = [("a.mp4", 0.0, 1.5), ("a.mp4", 1.5, 3.0), ("sub/b.mp4", None, None)]
+    assert [(row[0], row[3], row[4]) for row in listing.videos("0000")] == spans
+    assert [row[3] for row in listing.captions("0000")] == [sha256("One."), sha256("Two."), sha256("")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "part"),
+    [
+        ({"video": ["a.mp4", "a.mp4"], "caption": ["x", "y"]}, "row 2: the same clip as in row 1"),
+        ({"video": ["a.mp4"], "captoin": ["x"]}, "unknown column 'captoin'"),
+        ({"video": ["a.mp4"], "caption": [3]}, "row 1: caption is 3; expected a text"),
+        ({"video": ["../a.mp4"]}, "no path below"),
+        (None, "cannot be read"),
+    ],
+)
+def test_mistakes_in_a_parquet_list_are_named(source, folder, columns, part):
+    folder("a.mp4")
+    path = source.folder.parent / "list.parquet"
+    path.write_text("PAR1 but no more") if columns is None else write_parquet(path, columns)
+    source.options["captions"] = str(path)
+    with pytest.raises(WorldtuneError, match=r"list\.parquet") as caught:
         source.listing()
     assert part in str(caught.value)
 

@@ -60,6 +60,12 @@ def test_a_missing_folder_of_videos_still_shows_its_graph(workspace: Workspace) 
     assert result.finished == ()
 
 
+def test_videos_of_a_repository_are_listed_fetched_and_cut_before_they_are_read(workspace: Workspace) -> None:
+    stages = ("fetch_videos", "cuts", "ingest", "captions", "t5", "controls")
+    planned = counts(workspace.planned("datasets/hub_videos/dataset.json"))
+    assert planned == {"list_repository": 1, **dict.fromkeys(stages, 4), "fetch_checkpoint": 1, "validate": 1}
+
+
 def test_a_text_encoder_of_another_width_stops_the_parse(workspace: Workspace) -> None:
     recipe = workspace.root / "config/recipes/narrow.toml"
     recipe.write_text('extends = "demo_edge_posttrain"\n[data]\ndataset = "my_videos"\ntext_tokens = 512\n')

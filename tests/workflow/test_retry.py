@@ -25,6 +25,8 @@ class YouTube:
     def __init__(self, url):
         self.streams, self.name = self, url.rpartition("/")[2]
 
+    itag, is_sabr = 18, True
+
     def get_highest_resolution(self):
         return self
 

@@ -76,6 +76,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     ],
     "comparison": [(("--runs", "no", RUN), "no")],
     "controls": [(("--dataset", "synthetic", "--shard", "0000", "--control", "egde"), "'egde'")],
+    "cuts": [(("--dataset", "no", "--shard", "0000"), "'no'"), (("--dataset", "synthetic", "--shard", "0000"), "cut")],
     "dag": [(("now",), "now")],
     "dataset_overview": [(("--dataset", "no"), "'no'")],
     "dataset_report": [
@@ -98,6 +99,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "fetch_videos": [(("--dataset", "no", "--shard", "0000"), "'no'")],
     "ingest": [(("--dataset", "no", "--shard", "0000"), "'no'")],
     "launch": [((), "training_script")],
+    "list_repository": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "synthetic")],
     "load_report": [(("--run", RUN, "--output", "r.json"), "split.json"), (("--run", "no", "--output", "r"), "no")],
     "lock": [(("--check",), "pyproject.toml")],
     "make_demo_checkpoints": [(("--checkpoints", "c", "--model", "no.toml"), "no.toml")],

@@ -34,8 +34,10 @@ STAGES = {
         "demo/text_encoder.py",
     ],
     "make_demo_driving_checkpoints": ["demo/driving_checkpoints.py"],
+    "list_repository": ["dataset/repository.py", "dataset/embedded.py", "dataset/records.py", "common/hub.py"],
     "fetch_videos": ["dataset/download.py"],
-    "ingest": ["dataset/ingest.py", "dataset/listing.py", "media/looks.py", "media/video.py"],
+    "cuts": ["dataset/cuts.py", "dataset/listing.py", "media/scene_changes.py", "media/video.py"],
+    "ingest": ["dataset/ingest.py", "dataset/listing.py", "dataset/records.py", "media/looks.py", "media/video.py"],
     "captions": ["dataset/captions.py", "dataset/listing.py"],
     "make_captions": [
         *("dataset/make_captions.py", "dataset/captioner.py", "dataset/captions.py", "dataset/listing.py"),

@@ -12,12 +12,9 @@ asks the hub what there is and drives the transfer itself, with one partial file
 import contextlib
 import fcntl
 import fnmatch
-import hashlib
 import logging
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +31,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, tqdm
 
 from worldtune.checkpoint.catalogue import FILE_LIST, Repository, Request
 from worldtune.common.disk import ADVICE, disk_errors_named
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import digest, link_or_copy, read_json, sha256_file, write_json
+from worldtune.common.hub import Hub, RemoteFile, git_sha1, is_unsafe_name, transfer
 
 logger = logging.getLogger(__name__)
 
@@ -48,34 +44,6 @@ LOCK_FILE = "catalogue.lock.json"
 STORE = ".store"
 SPARE_BYTES = 2**30
 """Space that must stay free on the disk beside what is downloaded."""
-
-
-@dataclass(frozen=True)
-class Hub:
-    """Where to ask, and as whom."""
-
-    endpoint: str = huggingface_hub.constants.ENDPOINT
-    """Address of the hub; the environment's HF_ENDPOINT, or the public one."""
-    token: str | bool | None = None
-    """Access token; None takes HF_TOKEN or the stored login, False takes none."""
-
-    @property
-    def has_token(self) -> bool:
-        """Whether requests carry a token."""
-        return self.token is not False and bool(self.token or huggingface_hub.get_token())
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """What the hub says about one file of a commit."""
-
-    name: str
-    size: int
-    """Bytes."""
-    sha256: str
-    """Of the content, for large files; else empty."""
-    git_sha1: str
-    """Of the content as a git blob, for small files; else empty."""
 
 
 @dataclass(frozen=True)
@@ -231,17 +199,13 @@ def _list_files(request: Request, locked_commit: str, hub: Hub) -> tuple[str, li
         )
     listing = {}
     for sibling in info.siblings or []:
-        if _unsafe(sibling.rfilename):
+        if is_unsafe_name(sibling.rfilename):
             raise WorldtuneError(f"{repository.id} has a file with the unsafe name {sibling.rfilename!r}; not fetched.")
         if sibling.size is not None:
             sha256 = sibling.lfs.sha256 if sibling.lfs else ""
             git_sha1 = "" if sibling.lfs else sibling.blob_id or ""
             listing[sibling.rfilename] = RemoteFile(sibling.rfilename, sibling.size, sha256, git_sha1)
     return info.sha, [listing[name] for name in _wanted(request, list(listing))]
-
-
-def _unsafe(name: str) -> bool:
-    return name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in name.split("/"))
 
 
 def _wanted(request: Request, names: list[str]) -> list[str]:
@@ -313,24 +277,9 @@ def _check_space(request: Request, needed: int, checkpoints: Path) -> None:
 
 def _transfer(request: Request, commit: str, file: RemoteFile, partial: Path, hub: Hub) -> None:
     """Download one file into `partial`, going on where an earlier attempt stopped."""
-    if _size(partial) > file.size:
-        partial.unlink()
-    done = _size(partial)
-    if done:
-        logger.info("%s: going on at %.2f of %.2f GB", file.name, done / 1e9, file.size / 1e9)
-    url = huggingface_hub.hf_hub_url(request.repository.id, file.name, revision=commit, endpoint=hub.endpoint)
-    with disk_errors_named(partial), _explained(request, hub), open(partial, "ab") as target:
-        http_get(
-            url,
-            target,
-            resume_size=done,
-            headers=build_hf_headers(token=hub.token),
-            expected_size=file.size,
-            displayed_filename=file.name,
-            tqdm_class=TransferProgress,
-        )
-        target.flush()
-        os.fsync(target.fileno())
+    with disk_errors_named(partial), _explained(request, hub):
+        url = huggingface_hub.hf_hub_url(request.repository.id, file.name, revision=commit, endpoint=hub.endpoint)
+        transfer(hub, url, file, partial)
 
 
 def _verify(request: Request, file: RemoteFile, path: Path, locked: str) -> str:
@@ -344,7 +293,7 @@ def _verify(request: Request, file: RemoteFile, path: Path, locked: str) -> str:
         ("config/checkpoints.toml", _catalogue_sha256(request.repository, file.name), sha256),
         (LOCK_FILE, locked, sha256),
         ("the hub", file.sha256, sha256),
-        ("the hub (git blob)", file.git_sha1, _git_sha1(path) if file.git_sha1 else ""),
+        ("the hub (git blob)", file.git_sha1, git_sha1(path) if file.git_sha1 else ""),
     ]
     for source, expected, found in checks:
         if expected and expected != found:
@@ -355,15 +304,6 @@ def _verify(request: Request, file: RemoteFile, path: Path, locked: str) -> str:
                 "with the repository's page before you change the expected hash."
             )
     return sha256
-
-
-def _git_sha1(path: Path) -> str:
-    # The hub gives no other hash of its small files; it is a check of the transfer, not of who made the file.
-    blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            blob.update(chunk)
-    return blob.hexdigest()
 
 
 @contextlib.contextmanager
@@ -415,27 +355,3 @@ def _explained(request: Request, hub: Hub) -> Iterator[None]:
             "on a node that has one; HF_ENDPOINT names a mirror) and run the same command again: it goes on where it "
             "stopped. If the repository is gated, HF_TOKEN must be set too."
         ) from error
-
-
-class TransferProgress(tqdm):
-    """A bar on a terminal; elsewhere a line each ten seconds."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take tqdm's arguments."""
-        self._plain = not sys.stderr.isatty()
-        self._done = kwargs.get("initial") or 0
-        self._size = kwargs.get("total") or 0
-        self._label = kwargs.get("desc", "")
-        self._logged_s = self._started_s = time.monotonic()
-        self._start = self._done
-        super().__init__(*args, **(kwargs | {"disable": self._plain}))
-
-    def update(self, n: float | None = 1) -> bool | None:
-        """Count `n` more bytes."""
-        self._done += int(n or 0)
-        now = time.monotonic()
-        if self._plain and now - self._logged_s >= 10.0:
-            self._logged_s = now
-            rate = (self._done - self._start) / (now - self._started_s)
-            logger.info("%s: %.2f of %.2f GB, %.1f MB/s", self._label, self._done / 1e9, self._size / 1e9, rate / 1e6)
-        return super().update(n)

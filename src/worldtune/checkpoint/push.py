@@ -10,9 +10,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from worldtune.checkpoint.hub import Hub
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json, sha256_file
+from worldtune.common.hub import Hub
 
 PROVENANCE = "provenance.json"
 CARD = "README.md"

@@ -26,6 +26,8 @@ DATASET_FORMAT = 1
 SUMMARY = "validation/summary.txt"
 """One line on what can be used, which the workflow shows on the terminal; below the dataset's folder."""
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
+"""Suffixes of what is taken for a source video."""
 CONTROL_SUFFIXES: dict[str, str] = {kind: schema.suffix or "" for kind, schema in FILE_CONTROLS.items()}
 """Kinds of control that have a file for each clip, and the file's suffix."""
 COMPUTED_CONTROLS = frozenset(kind for kind, schema in FILE_CONTROLS.items() if schema.origin == "computed")

@@ -29,6 +29,7 @@ from worldtune.recipe.schema import Recipe
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 VIDEO_FOLDER = "videos"
 """Folder of the videos in the original's layout."""
+REPOSITORY_PATTERN = re.compile(r"[\w.-]+/[\w.-]+")
 VIEW_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_SHARDS = 9999
 """Shards are named by four digits."""
@@ -48,10 +49,37 @@ WORLD_CONTROLS: dict[str, tuple[str, ...]] = {
     "driving": ("hdmap", "lidar"),
 }
 """Controls that are rendered with each world's videos."""
+LIST_SUFFIXES = (".csv", ".jsonl", ".parquet")
+"""Formats of a list of captions."""
+CUTTABLE_KINDS = ("folder", "huggingface")
+"""Kinds of dataset whose videos can be cut; HD-VILA's metadata cut its own."""
 TEXT_CHANNELS = {"google-t5/t5-11b": 1024, "worldtune/demo-t5": 64}
 """Width of the embeddings of each text encoder in the catalogue, known before it is downloaded or made."""
 NEAR = 0.7
 """Below this likeness a suggestion leads astray, and the whole list says more."""
+
+
+class CutConfig(BaseModel):
+    """How long videos are divided into clips."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    scenes: bool = True
+    """Whether videos are cut where PySceneDetect sees the scene change."""
+    threshold: PositiveFloat = 27.0
+    """Mean change of hue, saturation and brightness from a frame to the next (0 to 255) that is a change of scene."""
+    min_s: PositiveFloat
+    """Shorter parts are not used and keep a row that says so; in seconds."""
+    max_s: PositiveFloat | None = None
+    """Longer scenes are divided into parts of this length, in seconds. null keeps them whole."""
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        if self.max_s is not None and self.max_s < self.min_s:
+            raise ValueError(f"max_s {self.max_s:g} is less than min_s {self.min_s:g}, so that no part could be used")
+        if not self.scenes and self.max_s is None:
+            raise ValueError("scenes is false and max_s is null, so that nothing would be cut; set one of them")
+        return self
 
 
 class DatasetConfig(BaseModel):
@@ -59,16 +87,17 @@ class DatasetConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    kind: Literal["folder", "synthetic", "hdvila"]
-    """Where the videos come from: a folder of yours, rendered scenes, or the HD-VILA download."""
+    kind: Literal["folder", "huggingface", "synthetic", "hdvila"]
+    """Where the videos come from: a folder of yours, a data set repository of the Hugging Face hub, rendered scenes, or
+    the HD-VILA download."""
     path: str = ""
     """Folder of the videos (kind folder), searched with its subfolders. Hidden names and subfolders that are named
     after a control (depth, seg, ...) are passed over; those hold the given controls, as depth/NAME.mp4 beside NAME.mp4.
     """
     captions: str = ""
-    """List of captions (kind folder), .csv or .jsonl with the columns video (path below `path`), caption and, where a
-    video is cut into clips, start_s and end_s. Videos outside the list take NAME.txt, or "caption" of NAME.json, beside
-    them; so do all where this is empty."""
+    """List of captions (kind folder), .csv, .jsonl or .parquet with the columns video (path below `path`), caption
+    and, where a video is cut into clips, start_s and end_s. Videos outside the list take NAME.txt, or "caption" of
+    NAME.json, beside them; so do all where this is empty."""
     captioner: CaptionerConfig | None = None
     """How captions are made from the videos that have none; without it such videos are not used."""
     layout: Layout = "beside"
@@ -76,11 +105,27 @@ class DatasetConfig(BaseModel):
     original: a folder for each kind below `path`, as Cosmos-Transfer1 has it: videos/NAME.mp4, metas/NAME.txt,
     t5_xxl/NAME.pickle, depth/NAME.mp4 and so on; with `views`, videos/VIEW/NAME.mp4, hdmap/VIEW/NAME.mp4,
     t5_xxl/VIEW/NAME.pkl and cache/prefix_VIEW.pkl. Without a caption of its own, NAME_0 takes that of NAME."""
+    cut: CutConfig | None = None
+    """Divides long videos into clips, each with the caption of its video, as {min_s: 5, max_s: 10}: `min_s` seconds is
+    the shortest part that is used (others keep a row that says so), `max_s` (or null) the longest; `scenes` (true) cuts
+    where PySceneDetect sees the scene change, by more than `threshold` (27.0). null takes videos as they are."""
     views: dict[str, str] = {}
     """Cameras of a multi-view dataset, the main one first: folder below the source -> caption of the videos there that
     have none of their own. The video of a scene is FOLDER/NAME.mp4 in each, with the same frames; its given controls
     are beside it, as FOLDER/hdmap/NAME.mp4. Only the main camera's caption may be empty. Empty for other datasets.
     """
+    repository: str = ""
+    """Data set repository (kind huggingface), as organization/name: videos as files, with their captions in
+    metadata.csv, .jsonl or .parquet (column file_name and `caption_column`), or parquet files that hold the videos."""
+    revision: str = "main"
+    """Branch, tag or commit of the repository (kind huggingface); a commit stays what it is."""
+    folder: str = ""
+    """Folder of the repository that is read (kind huggingface), with its subfolders; empty reads all."""
+    caption_column: str = "caption"
+    """Column of the captions, in the metadata and in parquet files (kind huggingface)."""
+    min_success: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of a shard's videos that must have arrived (kinds hdvila and huggingface). With less its job fails: an
+    address that was blocked, or a wrong repository, is found at the first shard and not after all of them."""
     num_shards: PositiveInt = Field(le=MAX_SHARDS)
     """Jobs of each stage. A few hundred clips a shard are a good number; a change makes every manifest again, but no
     clip whose file is there."""
@@ -169,32 +214,46 @@ class DatasetConfig(BaseModel):
         keys = {
             "folder": {"path", "captions", "layout", "text", "view_text"},
             "synthetic": {"world", "num_clips", "seed", "num_frames", "width", "height", "fps"},
-            "hdvila": {"max_clips"},
+            "hdvila": {"max_clips", "min_success"},
+            "huggingface": {"repository", "revision", "folder", "caption_column", "min_success"},
         }
         for kind, names in keys.items():
-            foreign = sorted(names & self.model_fields_set) if kind != self.kind else []
+            foreign = sorted((names - keys[self.kind]) & self.model_fields_set)
             if foreign:
                 raise ValueError(f"{', '.join(foreign)} belongs to kind {kind!r}, but the kind is {self.kind!r}")
         if self.kind == "folder" and not self.path:
             raise ValueError("kind 'folder' needs path, the folder of the videos")
         if "view_text" in self.model_fields_set and not (self.views and self.text == "given"):
             raise ValueError("view_text belongs to given embeddings (text: given) of several views")
-        if self.captions and Path(self.captions).suffix not in (".csv", ".jsonl"):
-            raise ValueError(f"captions: {self.captions!r} must end in .csv or .jsonl")
+        if self.captions and Path(self.captions).suffix not in LIST_SUFFIXES:
+            raise ValueError(f"captions: {self.captions!r} must end in {', '.join(LIST_SUFFIXES)}")
         if self.kind == "synthetic" and self.num_clips is None:
             raise ValueError("kind 'synthetic' needs num_clips")
         if self.kind == "synthetic":
             self._check_world()
+        if self.kind == "huggingface" and not REPOSITORY_PATTERN.fullmatch(self.repository):
+            raise ValueError(
+                f"kind 'huggingface' needs repository, such as organization/name; it is {self.repository!r}"
+            )
+        if self.folder and any(part in ("", ".", "..") for part in self.folder.split("/")):
+            raise ValueError(f"folder: {self.folder!r} is no path below the repository, such as data/train")
         if self.kind == "hdvila" and self.max_clips is None:
             raise ValueError("kind 'hdvila' needs max_clips, the number of videos to download")
+        if self.cut is not None and (self.views or self.kind not in CUTTABLE_KINDS):
+            what = "datasets with views" if self.views else f"kind {self.kind!r}"
+            raise ValueError(f"cut: {what} cannot be cut; leave it out. Kinds that can: {', '.join(CUTTABLE_KINDS)}")
         made = [kind for kind in Annotators.model_fields if self.annotate.find(kind)]
         unused = [kind for kind in made if kind not in self.controls]
         if unused:
             raise ValueError(f"annotate makes {', '.join(unused)}, which controls does not name. Add or remove it")
         given = [kind for kind in self.controls if kind not in (*COMPUTED_CONTROLS, *made)]
-        if self.kind == "hdvila" and given:
+        if self.kind == "huggingface" and (given or self.views):
+            what = f"controls {', '.join(given)} cannot be given" if given else "views cannot be told apart"
+            raise ValueError(f"kind 'huggingface': {what}; download the videos and use kind 'folder'")
+        if (self.kind == "hdvila" or self.cut is not None) and given:
+            cutter = "kind 'hdvila'" if self.kind == "hdvila" else "`cut`"
             raise ValueError(
-                f"controls: kind 'hdvila' cuts its clips out of longer videos, for which {', '.join(given)} cannot be "
+                f"controls: {cutter} cuts its clips out of longer videos, for which {', '.join(given)} cannot be "
                 "given. Let a network make them (annotate), or put videos with these files into a folder (kind "
                 "'folder')"
             )

@@ -1,17 +1,18 @@
-"""Stage fetch_videos: the videos of an HD-VILA dataset, source/videos/<video_id>.mp4, each tried once.
+"""Stage fetch_videos: the videos of an HD-VILA dataset, source/videos/<video_id>.mp4, each asked for by one job.
 
-A video that could not be downloaded keeps its row and its reason in the ledger, so that a repeated job does not ask for
-it again: what is gone stays gone, and thousands of such requests get an address blocked. Only `forget_failed` (`make
-retry`) lets them be tried again. A network that cannot be reached ends the job and is held against no video.
+A download that breaks off is taken up again where it stopped, by the same job or the next. A video that could not be
+downloaded keeps its row and its reason in the ledger, so that a repeated job does not ask for it again: what is gone
+stays gone, and thousands of such requests get an address blocked. Only `forget_failed` (`make retry`) lets them be
+tried again. A network that cannot be reached ends the job and is held against no video. So does, once all were tried, a
+shard of which too little has arrived.
 """
 
-import errno
-import http.client
 import json
 import logging
+import os
 import re
-import socket
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from worldtune.common.disk import disk_errors_named
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import atomic_path
 from worldtune.common.words import shown
 from worldtune.dataset.clips import clip_id, shard_of
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
+from worldtune.dataset.youtube import DownloadError, download_video
 
 VERSION = 1
 
@@ -34,14 +36,13 @@ STAGE = "fetch_videos"
 DOWNLOAD_FAILED = "download failed"
 """What the reason of a video begins with that could not be downloaded."""
 METADATA = "metadata.jsonl"
-TIMEOUT_S = 60
+PARTS = ".parts"
+"""Folder below the source with downloads that have not ended."""
+SHOWN_REASONS = 5
+SHOWN_WORDS = 10
+"""Words of a reason that tell it from another kind; what follows differs from video to video."""
 VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TIME = re.compile(r"(\d{1,4}):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
-OWN_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
-"""Failures of this machine's disk, which say nothing of a video."""
-OUTAGES = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH})
-"""Failures of the network, which say nothing of a video either."""
-
 COLUMNS: dict[str, pa.DataType] = {**CLIP_COLUMNS, "url": pa.string(), "num_bytes": pa.int64()}
 """Columns of the manifest."""
 
@@ -157,7 +158,8 @@ def fetch_videos(
         The manifest's path. It has a row for each clip, with the reason where its video could not be downloaded.
 
     Raises:
-        WorldtuneError: the metadata are missing or wrong, or the network cannot be reached.
+        WorldtuneError: the metadata are missing or wrong, the network cannot be reached, or fewer videos than
+            `min_success` could be had.
         OSError: the disk is full or cannot be written.
     """
     root, source = datasets / name, source_folder(name, config, datasets)
@@ -168,8 +170,29 @@ def fetch_videos(
     path = manifest_path(root, STAGE, shard)
     with open_ledger(root, STAGE, shard) as ledger:
         rows = do_tasks(ledger, tasks, fetch_video, _died, label=f"{STAGE} {name} {shard}", processes=processes)
+        check_success(name, shard, rows, config.min_success)
         write_manifest(path, rows, COLUMNS)
     return path
+
+
+def check_success(name: str, shard: str, rows: Sequence[Mapping[str, Any]], min_success: float) -> None:
+    """Refuse a shard of which too little could be downloaded; what is known of each video stays in the ledger.
+
+    Raises:
+        WorldtuneError: the share of usable rows is below `min_success`; the message counts the reasons.
+    """
+    failed = [str(row["reason"]) for row in rows if row["status"] != "ok"]
+    arrived = len(rows) - len(failed)
+    if not failed or arrived >= min_success * len(rows):
+        return
+    counts = Counter(" ".join(reason.split()[:SHOWN_WORDS]) for reason in failed)
+    listed = "".join(f"\n  {count} x {reason} ..." for reason, count in counts.most_common(SHOWN_REASONS))
+    raise WorldtuneError(
+        f"dataset {name}, shard {shard}: {arrived} of {len(rows)} videos have arrived, less than the share of "
+        f"{min_success:g} that is asked for (datasets.{name}.min_success). The most frequent reasons:{listed}\nMend "
+        f"what causes them, such as an address that was blocked, and ask again with `make retry DATASET={name}`, or "
+        "lower min_success."
+    )
 
 
 def fetch_video(argument: tuple[Path, ListedClip]) -> Outcome:
@@ -177,74 +200,12 @@ def fetch_video(argument: tuple[Path, ListedClip]) -> Outcome:
     source, clip = argument
     target = source / clip.key
     try:
-        with atomic_path(target) as temporary:
-            _download(clip.url, temporary)
+        with disk_errors_named(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(download_video(clip.url, source / PARTS, target.stem), target)
     except DownloadError as error:
         return Outcome(row=_row(clip, f"{DOWNLOAD_FAILED}: {error}"))
     return Outcome(row=_row(clip, "", num_bytes=target.stat().st_size), outputs=(target,))
-
-
-class DownloadError(Exception):
-    """Why one video could not be downloaded."""
-
-
-def _download(url: str, target: Path) -> None:
-    """Download a video with its sound in the largest size that is offered as one file.
-
-    Raises:
-        DownloadError: it cannot be had.
-        OSError: the disk is full or cannot be written.
-        WorldtuneError: the library is not installed, or the network cannot be reached.
-    """
-    # Imported late: nothing else needs it.
-    try:
-        from pytubefix import YouTube
-        from pytubefix.exceptions import PytubeFixError
-    except ImportError as error:
-        raise WorldtuneError("pytubefix is not installed. Run `make setup`.") from error
-    try:
-        stream = YouTube(url).streams.get_highest_resolution()
-        if stream is None:
-            raise DownloadError("no stream that has picture and sound in one file")
-        stream.download(
-            output_path=str(target.parent), filename=target.name, skip_existing=False, timeout=TIMEOUT_S, max_retries=2
-        )
-        # The library takes a part that is not found for the end.
-        expected, found = stream.filesize, target.stat().st_size
-        if not found or found != expected:
-            raise DownloadError(f"{found} of {expected} bytes have arrived")
-    # The last four are what the library ends in where a page is not as it expects.
-    except (
-        OSError,
-        PytubeFixError,
-        http.client.HTTPException,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        if isinstance(error, OSError) and error.errno in OWN_ERRORS:
-            raise
-        if _is_outage(error):
-            raise WorldtuneError(
-                f"{url} cannot be asked for, since the network cannot be reached ({_one_line(error)}). Mend that and "
-                "start the same snakemake command again; no video was marked as failed for it."
-            ) from error
-        raise DownloadError(_one_line(error)) from error
-
-
-def _is_outage(error: BaseException | None) -> bool:
-    """Whether an error is one of the network as a whole, or comes from such a one."""
-    if not isinstance(error, BaseException):
-        return False
-    if isinstance(error, socket.gaierror) or (isinstance(error, OSError) and error.errno in OUTAGES):
-        return True
-    # A URLError has what it comes from as its reason.
-    return any(_is_outage(origin) for origin in (error.__cause__ or error.__context__, getattr(error, "reason", None)))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _died(argument: tuple[Path, ListedClip]) -> Outcome:
@@ -278,7 +239,7 @@ def forget_failed(name: str, config: DatasetConfig, *, datasets: Path = Path("da
     Raises:
         WorldtuneError: the dataset downloads nothing.
     """
-    if config.kind != "hdvila":
+    if config.kind not in ("hdvila", "huggingface"):
         raise WorldtuneError(
             f"{name} is of kind {config.kind!r}, which downloads no videos; there is nothing to retry."
         )

@@ -275,15 +275,18 @@ def _ffmpeg_options(job: IngestJob, source: VideoInfo, action: Action) -> tuple[
     output = ["-map", "0:v:0", "-map_metadata", "-1", "-fflags", "+bitexact", "-movflags", "+faststart"]
     if action == "remux":
         return [], [*output, "-c:v", "copy"]
-    span = []
+    span, times = [], ""
     if job.start_s is not None and job.end_s is not None:
+        # The first frame seldom lies at the start of the span, and a late one would be doubled.
+        times = "setpts=PTS-STARTPTS,"
         span = ["-ss", f"{job.start_s:.6f}", "-t", f"{job.end_s - job.start_s:.6f}"]
     rate = Fraction(source.fps).limit_denominator(1001)
     picture = "scale=max(2\\,trunc(iw*if(sar\\,sar\\,1)/2)*2):max(2\\,trunc(ih/2)*2):flags=bicubic,setsar=1"
     # One thread: the number of threads changes the bytes, and there is a process for each core already.
     encoder = ["-c:v", "libx264", "-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p", "-threads", "1"]
     encoder += ["-x264-params", X264_REPRODUCIBLE]
-    return span, [*output, "-vf", picture, "-fps_mode", "cfr", "-r", str(rate), "-flags:v", "+bitexact", *encoder]
+    output += ["-vf", times + picture]
+    return span, [*output, "-fps_mode", "cfr", "-r", str(rate), "-flags:v", "+bitexact", *encoder]
 
 
 def _run_ffmpeg(path: Path, target: Path, options: tuple[list[str], list[str]]) -> None:

@@ -12,17 +12,24 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from worldtune.common.disk import disk_errors_named
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import canonical_json, write_text
+from worldtune.common.files import canonical_json, sync_files, write_text
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+LINE_START = b'{"clip_id":"'
+"""What each line begins with that `Ledger` has written."""
+GROUP_S = 0.5
+"""Seconds for which results may wait for others, to be written together."""
+GROUP_SIZE = 256
+"""Results that are written together at most."""
 
 
 def ledger_path(root: Path, stage: str, shard: str) -> Path:
@@ -44,15 +51,24 @@ def _parse(line: bytes) -> Record | None:
     return record if all(isinstance(record.get(key), kind) for key, kind in kinds.items()) else None
 
 
-def _read(path: Path) -> Iterator[Record]:
-    """Yield the whole records of a ledger."""
+def _read(path: Path, wanted: Collection[str] | None = None) -> Iterator[Record]:
+    """Yield the whole records of a ledger: those of the wanted clips, or all."""
+    names = None if wanted is None else {clip_id.encode() for clip_id in wanted}
     with open(path, "rb") as file:
         for line in file:
+            # To parse what all other shards know would take longer than the work itself.
+            if names is not None and line.startswith(LINE_START) and _name(line) not in names:
+                continue
             record = _parse(line)
             if record is None:
                 logger.info("%s: one record was not written whole and is passed over", path)
             else:
                 yield record
+
+
+def _name(line: bytes) -> bytes:
+    """Return the clip id in a line that begins with LINE_START."""
+    return line[len(LINE_START) : line.find(b'"', len(LINE_START))]
 
 
 def _start(clip_id: str, turn: int) -> Record:
@@ -106,6 +122,9 @@ class Ledger:
         self.root = root
         self.path = ledger_path(root, stage, shard)
         self._records: dict[str, Record] = {}
+        self._are_grouped = False
+        self._waiting: list[Record] = []
+        self._written_s = 0.0
         if self.path.exists():
             for record in _read(self.path):
                 self._records[record["clip_id"]] = record
@@ -120,7 +139,7 @@ class Ledger:
         for path in sorted(self.path.parent.glob("*.jsonl")):
             if path == self.path:
                 continue
-            last = {record["clip_id"]: record for record in _read(path) if record["clip_id"] in wanted}
+            last = {record["clip_id"]: record for record in _read(path, wanted) if record["clip_id"] in wanted}
             for clip_id, record in last.items():
                 latest[clip_id] = _later(latest[clip_id], record) if clip_id in latest else record
         self._append(*(record for clip_id, record in latest.items() if record != self._records.get(clip_id)))
@@ -147,6 +166,19 @@ class Ledger:
         """
         self._append(*(_start(clip_id, self._turn(clip_id) + 1) for clip_id in clip_ids))
 
+    @contextlib.contextmanager
+    def results_in_groups(self) -> Iterator[None]:
+        """Within the block `finish` syncs the outputs and writes the records of several clips together.
+
+        A job that is killed loses the results of at most GROUP_S, which the next one makes again.
+        """
+        self._are_grouped = True
+        try:
+            yield
+        finally:
+            self._are_grouped = False
+            self._write_waiting()
+
     def finish(self, clip_id: str, inputs: dict[str, Any], outputs: tuple[Path, ...], row: dict[str, Any]) -> None:
         """Record the result of a clip that was started.
 
@@ -158,7 +190,17 @@ class Ledger:
         """
         sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in outputs}
         turn = self._turn(clip_id)
-        self._append({"clip_id": clip_id, "turn": turn, "inputs": inputs, "outputs": sizes, "row": row})
+        self._waiting.append({"clip_id": clip_id, "turn": turn, "inputs": inputs, "outputs": sizes, "row": row})
+        is_full = len(self._waiting) >= GROUP_SIZE or time.monotonic() - self._written_s >= GROUP_S
+        if is_full or not self._are_grouped:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        records, self._waiting = self._waiting, []
+        # Before the ledger says that they are there.
+        sync_files(self.root / name for record in records for name in record["outputs"])
+        self._append(*records)
+        self._written_s = time.monotonic()
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the present rows of all finished clips."""

@@ -4,7 +4,6 @@ Names, sizes and times of the videos, and hashes of the captions: each shard's j
 caption or one added file starts one job again. Nothing is decoded here.
 """
 
-import csv
 import functools
 import hashlib
 import json
@@ -12,20 +11,30 @@ import math
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.words import shown
-from worldtune.dataset.clips import COMPUTED_CONTROLS, CONTROL_SUFFIXES, scene_key, shard_names, shard_of, view_of
+from worldtune.dataset.clips import (
+    COMPUTED_CONTROLS,
+    CONTROL_SUFFIXES,
+    VIDEO_SUFFIXES,
+    scene_key,
+    shard_names,
+    shard_of,
+    view_of,
+)
 from worldtune.dataset.config import DatasetConfig, missing_folder, source_folder
 from worldtune.dataset.download import METADATA, listed_clips
+from worldtune.dataset.fetched import read_fetched
 from worldtune.dataset.layout import META_FOLDER, Layout, ViewText, caption_stems, given_key, given_path, text_parts
+from worldtune.dataset.records import read_records
 from worldtune.dataset.scenes import scene_names
+from worldtune.dataset.spans import read_spans
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
 CAPTION_SUFFIXES = (".txt", ".json")
 """Suffixes of a caption beside its video; the first that is there is taken."""
 PROMPTS_SUFFIX = ".seg.json"
@@ -86,6 +95,8 @@ class Listing:
     """Whether the list was made from the configuration alone; the files may not be there yet."""
     layout: Layout = "beside"
     """Where what belongs to the videos lies."""
+    refine: Callable[[str, tuple[SourceClip, ...]], tuple[SourceClip, ...]] | None = None
+    """Makes of a shard's clips those that an earlier stage found; that stage may still work on other shards."""
     _captions: dict[str, list[CaptionRow]] = field(default_factory=dict, repr=False, compare=False)
 
     def clips(self, shard: str) -> tuple[SourceClip, ...]:
@@ -96,7 +107,8 @@ class Listing:
         """
         if shard not in self.shards:
             raise WorldtuneError(f"there is no shard {shard!r}; shards are {shard_range(len(self.shards))}.")
-        return self.shards[shard]
+        found = self.shards[shard]
+        return found if self.refine is None else self.refine(shard, found)
 
     def videos(self, shard: str) -> list[VideoRow]:
         """Return what the job that reads the videos of a shard depends on."""
@@ -221,17 +233,59 @@ def _of_view(clip: SourceClip, views: Mapping[str, str]) -> SourceClip:
 
 
 def list_source(name: str, config: DatasetConfig, datasets: Path) -> Listing:
-    """Return the listing of a dataset whose source must be there; arguments as those of `list_dataset`.
+    """Return the listing of a dataset whose source must be there, of videos that are cut their parts.
+
+    Arguments as those of `list_dataset`.
 
     Raises:
         WorldtuneError: the source folder or its metadata do not exist, or the metadata are wrong.
     """
+    whole = list_uncut_source(name, config, datasets)
+    if config.cut is None:
+        return whole
+
+    def parts(shard: str, clips: tuple[SourceClip, ...]) -> tuple[SourceClip, ...]:
+        spans = read_spans(datasets / name, shard)
+        # A video that could not be read has no parts; its row is in the table of stage cuts.
+        return tuple(
+            part
+            for clip in (clips if whole.refine is None else whole.refine(shard, clips))
+            for part in (
+                [replace(clip, start_s=start, end_s=end) for start, end in spans[clip.key]]
+                if clip.key in spans and clip.start_s is None
+                else [clip]
+            )
+        )
+
+    return replace(whole, refine=parts, _captions={})
+
+
+def list_uncut_source(name: str, config: DatasetConfig, datasets: Path) -> Listing:
+    """Return the listing of a dataset whose source must be there, with whole videos; see `list_source`."""
     if config.kind == "hdvila":
         return _list_downloads(source_folder(name, config, datasets), config)
+    if config.kind == "huggingface":
+        return _list_fetched(name, config, datasets)
     listing = list_dataset(name, config, datasets)
     if missing_folder(name, config):
         raise WorldtuneError(missing_folder(name, config))
     return listing
+
+
+def _list_fetched(name: str, config: DatasetConfig, datasets: Path) -> Listing:
+    """Return the videos that the table of each shard's downloads names, also those that could not be had."""
+    source = source_folder(name, config, datasets)
+
+    def fetched(shard: str, _: tuple[SourceClip, ...]) -> tuple[SourceClip, ...]:
+        clips = []
+        for row in read_fetched(datasets / name, shard):
+            key, caption = row["source_key"], row["caption"]
+            size, mtime_ns = _size_and_time(_status(source / key))
+            clips.append(SourceClip(key=key, size=size, mtime_ns=mtime_ns, caption=caption, problem=row["reason"]))
+        return tuple(sorted(clips, key=lambda clip: clip.key))
+
+    empty: dict[str, tuple[SourceClip, ...]] = {shard: () for shard in shard_names(config.num_shards)}
+    return Listing(source=source, shards=empty, from_config=True, refine=fetched)
 
 
 def _list_downloads(source: Path, config: DatasetConfig) -> Listing:
@@ -380,15 +434,11 @@ def _caption_text(text: str) -> CaptionText:
 
 
 def _read_list(source: Path, path: Path) -> list[SourceClip]:
-    clips: dict[tuple[str, float | None, float | None], int] = {}
+    clips: dict[tuple[str, float | None, float | None], str] = {}
     found = []
-    for line, record in _list_records(path):
-        where = f"{path}, line {line}"
-        unknown = sorted(str(key) for key in record if key not in LIST_COLUMNS)
-        if unknown:
-            raise WorldtuneError(
-                f"{where}: unknown column {shown(unknown[0])}; expected {', '.join(sorted(LIST_COLUMNS))}."
-            )
+    what = "the dataset's list of captions"
+    for place, record in read_records(path, LIST_COLUMNS, what=what, others_are_errors=True):
+        where = f"{path}, {place}"
         video, caption = record.get("video"), record.get("caption")
         if not isinstance(video, str) or not video.strip():
             raise WorldtuneError(f"{where}: video is {shown(video)}; expected a path below {source}.")
@@ -403,41 +453,10 @@ def _read_list(source: Path, path: Path) -> list[SourceClip]:
                 f"{where}: start_s {start_s} and end_s {end_s}; expected both, the end after the start."
             )
         if (key, start_s, end_s) in clips:
-            raise WorldtuneError(f"{where}: the same clip as in line {clips[key, start_s, end_s]}. Remove one.")
-        clips[key, start_s, end_s] = line
+            raise WorldtuneError(f"{where}: the same clip as in {clips[key, start_s, end_s]}. Remove one.")
+        clips[key, start_s, end_s] = place
         found.append(SourceClip(key=key, start_s=start_s, end_s=end_s, caption=caption or ""))
     return found
-
-
-def _list_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                reader = csv.DictReader(file, strict=True)
-                for record in reader:
-                    if None in record or None in record.values():
-                        raise WorldtuneError(
-                            f"{path}, line {reader.line_num}: it has more or fewer cells than the head."
-                        )
-                    yield reader.line_num, dict(record)
-            else:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield number, _json_record(path, number, line)
-    except FileNotFoundError as error:
-        raise WorldtuneError(f"{path} does not exist; it is the dataset's list of captions. Mend the path.") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise WorldtuneError(f"{path}, the dataset's list of captions, cannot be read: {error}.") from error
-
-
-def _json_record(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise WorldtuneError(f"{path}, line {number} is no JSON ({error}).") from error
-    if not isinstance(record, dict):
-        raise WorldtuneError(f"{path}, line {number} is no JSON object.")
-    return record
 
 
 def _seconds(value: object, where: str) -> float | None:

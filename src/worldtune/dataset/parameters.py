@@ -8,7 +8,9 @@ from worldtune.dataset.listing import list_dataset
 
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "render_synthetic": ("world", "views", "scenes", "seed", "num_frames", "width", "height", "fps", "version"),
-    "fetch_videos": ("max_clips", "num_shards", "version"),
+    "list_repository": ("repository", "revision", "folder", "caption_column", "version"),
+    "fetch_videos": ("max_clips", "caption_column", "min_success", "num_shards", "version"),
+    "cuts": ("kind", "path", "listing", "cut", "version"),
     "ingest": ("kind", "path", "listing", "min_frames", "version"),
     "captions": ("kind", "path", "listing", "version"),
     "make_captions": ("kind", "path", "listing", "captioner", "version"),
@@ -24,7 +26,9 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
 
 STAGE_MODULES = {
     "render_synthetic": "demo/write.py",
+    "list_repository": "dataset/repository.py",
     "fetch_videos": "dataset/download.py",
+    "cuts": "dataset/cuts.py",
     "ingest": "dataset/ingest.py",
     "captions": "dataset/captions.py",
     "make_captions": "dataset/make_captions.py",
@@ -55,7 +59,7 @@ def stage_values(
     for key in STAGE_KEYS[stage]:
         if key in values:
             continue
-        if key == "scenes" or (key == "listing" and stage == "ingest"):
+        if key == "scenes" or (key == "listing" and stage in ("cuts", "ingest")):
             values[key] = list_dataset(name, config).videos(_required(shard))
         elif key == "annotator":
             annotator = config.annotate.find(_required(control))

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import sha256_file
+from worldtune.common.files import sha256_file, syncs_left_to_caller
 from worldtune.common.progress import progress
 from worldtune.dataset.clips import caption_path, t5_path
 from worldtune.dataset.config import DatasetConfig
@@ -107,20 +107,22 @@ def _embed(
         encoder = load_encoder(folder, device)
         texts = [_read_caption(root, caption["clip_id"]) for caption, _ in todo]
         embeddings = encoder.encode(texts, config.text_max_tokens)
-        for _, (index, embedding) in zip(progress(todo, label), embeddings, strict=True):
-            caption, inputs = todo[index]
-            path = t5_path(root, caption["clip_id"], config.text_store)
-            ledger.start(caption["clip_id"])
-            write_text_file(root, caption["clip_id"], config.text_store, embedding.tokens)
-            row = {column: caption[column] for column in (*CLIP_COLUMNS, "caption_sha256")} | {
-                "num_tokens": len(embedding.tokens),
-                "truncated": embedding.truncated,
-                "channels": encoder.channels,
-                "precision": encoder.precision,
-                "t5_sha256": sha256_file(path),
-            }
-            ledger.finish(caption["clip_id"], inputs, (path,), row)
-            rows[caption["clip_id"]] = row
+        # In advance and together, since each waits for the disk.
+        ledger.start(*(caption["clip_id"] for caption, _ in todo))
+        with ledger.results_in_groups(), syncs_left_to_caller():
+            for _, (index, embedding) in zip(progress(todo, label), embeddings, strict=True):
+                caption, inputs = todo[index]
+                path = t5_path(root, caption["clip_id"], config.text_store)
+                write_text_file(root, caption["clip_id"], config.text_store, embedding.tokens)
+                row = {column: caption[column] for column in (*CLIP_COLUMNS, "caption_sha256")} | {
+                    "num_tokens": len(embedding.tokens),
+                    "truncated": embedding.truncated,
+                    "channels": encoder.channels,
+                    "precision": encoder.precision,
+                    "t5_sha256": sha256_file(path),
+                }
+                ledger.finish(caption["clip_id"], inputs, (path,), row)
+                rows[caption["clip_id"]] = row
     return list(rows.values())
 
 

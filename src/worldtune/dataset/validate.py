@@ -42,14 +42,17 @@ from worldtune.dataset.details import (
     shares_of_empty_frames,
     statistics,
 )
-from worldtune.dataset.download import COLUMNS as FETCH_COLUMNS
+from worldtune.dataset.download import COLUMNS as HDVILA_COLUMNS
 from worldtune.dataset.download import STAGE as FETCH_STAGE
+from worldtune.dataset.fetched import COLUMNS as REPOSITORY_COLUMNS
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, write_manifest
 from worldtune.dataset.reasons import REASON_SEPARATOR
 from worldtune.dataset.remarks import dataset_remarks, reasons_in_words, summary_line
+from worldtune.dataset.spans import COLUMNS as CUT_COLUMNS
+from worldtune.dataset.spans import STAGE as CUT_STAGE
 from worldtune.dataset.t5 import COLUMNS as T5_COLUMNS
 from worldtune.dataset.t5 import STAGE as T5_STAGE
 from worldtune.dataset.verification import read_captions, verify_files
@@ -57,6 +60,8 @@ from worldtune.formats.controls import FILE_CONTROLS
 
 VERSION = 4
 
+FETCH_COLUMNS: dict[str, Columns] = {"hdvila": HDVILA_COLUMNS, "huggingface": REPOSITORY_COLUMNS}
+"""Columns of stage fetch_videos, by the kinds of dataset that have it."""
 SPLIT_DIGITS = 16
 FILE_ADVICE = {
     "gone": "force the stage that makes it",
@@ -105,6 +110,9 @@ def examine(name: str, config: DatasetConfig, *, datasets: Path = Path("datasets
     """
     root = datasets / name
     tables = {stage: _gather(root, stage, columns, config) for stage, columns in _stages(config).items()}
+    if config.cut is not None and FETCH_STAGE in tables:
+        # A video that arrived is there as its parts.
+        tables[FETCH_STAGE] = {key: row for key, row in tables[FETCH_STAGE].items() if row["status"] != "ok"}
     channels = _channels(name, tables[T5_STAGE].values())
     rows = [_clip_row(root, identifier, tables, config) for identifier in sorted(set().union(*tables.values()))]
     captions = _check_files(root, rows, config, threads)
@@ -178,7 +186,8 @@ def _stages(config: DatasetConfig) -> dict[str, Columns]:
         captions: columns,
         T5_STAGE: T5_COLUMNS,
         **{control_stage(kind, config): CONTROL_COLUMNS for kind in config.controls},
-        **({FETCH_STAGE: FETCH_COLUMNS} if config.kind == "hdvila" else {}),
+        **({FETCH_STAGE: FETCH_COLUMNS[config.kind]} if config.kind in FETCH_COLUMNS else {}),
+        **({CUT_STAGE: CUT_COLUMNS} if config.cut is not None else {}),
     }
 
 
@@ -210,11 +219,13 @@ def _clip_row(root: Path, identifier: str, tables: Mapping[str, Mapping[str, Row
     first = next(row for row in found.values() if row is not None)
     video, caption, text = (found[stage] or {} for stage in (INGEST_STAGE, caption_stage(config)[0], T5_STAGE))
     controls = {kind: found[control_stage(kind, config)] or {} for kind in config.controls}
-    fetched = found.get(FETCH_STAGE) or {}
+    fetched, cut = (found.get(stage) or {} for stage in (FETCH_STAGE, CUT_STAGE))
     # What the other stages say of a video that never came follows from that.
     reasons = []
     if fetched.get("reason"):
         reasons = [f"{fetched['reason']}; `make retry DATASET={root.name}` asks for it again"]
+    elif cut.get("reason"):
+        reasons = [cut["reason"]]
     reasons = reasons or _reasons(video, caption, text, controls, config)
     return {
         "clip_id": identifier,

@@ -1,5 +1,6 @@
-"""Doing a stage's work clip by clip: only what changed, in several processes, with each result kept at once."""
+"""Doing a stage's work clip by clip: only what changed, in several processes, with results kept as they come."""
 
+import functools
 import logging
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from worldtune.common.files import syncs_left_to_caller
 from worldtune.common.progress import progress
 from worldtune.dataset.ledger import Ledger
 
@@ -24,7 +26,7 @@ class Outcome:
     row: dict[str, Any]
     """The clip's row in the manifest."""
     outputs: tuple[Path, ...] = ()
-    """Files that were made."""
+    """Files that were made, all of them: the ledger syncs them before it records them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +71,26 @@ def do_tasks(
     logger.info("%s: %d clips, %d of them as they were", label, len(tasks), len(rows))
     # In advance, since other processes write the files.
     ledger.start(*(task.clip_id for task in open_tasks))
-    results = _results(open_tasks, work, processes)
+    results = _results(open_tasks, functools.partial(_unsynced, work), processes)
     lost = set()
-    for _, (task, outcome) in zip(progress(open_tasks, label), results, strict=True):
-        if outcome is None:
-            lost.add(task.clip_id)
-            outcome = died(task.argument)
-        else:
-            ledger.finish(task.clip_id, task.inputs, outcome.outputs, outcome.row)
-        rows[task.clip_id] = outcome.row
-        if outcome.row["status"] != "ok":
-            logger.warning("%s: %s: %s", label, outcome.row["source_key"], outcome.row["reason"])
+    with ledger.results_in_groups():
+        for _, (task, outcome) in zip(progress(open_tasks, label), results, strict=True):
+            if outcome is None:
+                lost.add(task.clip_id)
+                outcome = died(task.argument)
+            else:
+                ledger.finish(task.clip_id, task.inputs, outcome.outputs, outcome.row)
+            rows[task.clip_id] = outcome.row
+            if outcome.row["status"] != "ok":
+                logger.warning("%s: %s: %s", label, outcome.row["source_key"], outcome.row["reason"])
     if lost:
         logger.warning("%s: the process of %d clips died; they are tried again by the next job", label, len(lost))
     return [rows[task.clip_id] for task in tasks]
+
+
+def _unsynced(work: Callable[[Argument], Outcome], argument: Argument) -> Outcome:
+    with syncs_left_to_caller():
+        return work(argument)
 
 
 def _results(

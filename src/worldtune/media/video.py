@@ -269,6 +269,20 @@ def probe(path: Path) -> VideoInfo:
         )
 
 
+def frame_times(path: Path) -> list[float]:
+    """Return the presentation time of each frame in seconds after the first frame's, rising.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    path = Path(path)
+    index = _index(path)
+    if index.times:
+        return [float((time - index.times[0]) * index.time_base) for time in index.times]
+    fps = _fps(path, index)
+    return [number / fps for number in range(index.num_frames)]
+
+
 def check_video(path: Path, watch: Watch | None = None) -> VideoInfo:
     """Decode every frame of a video and return its facts.
 

@@ -1,0 +1,84 @@
+"""Parquet files that hold videos as bytes, as the `datasets` library writes them."""
+
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from worldtune.common.files import atomic_path
+from worldtune.dataset.clips import VIDEO_SUFFIXES
+
+VIDEO_COLUMN = "video"
+ROWS_AT_ONCE = 8
+"""Videos that are in memory at once."""
+
+
+class ParquetError(Exception):
+    """Why a parquet file gives no videos."""
+
+
+def unpack(path: Path, folder: Path, stem: str, caption_column: str) -> Iterator[dict[str, Any]]:
+    """Write the videos of a parquet file below `folder`, and yield what each row gives.
+
+    Args:
+        path: the parquet file. Its videos are bytes, or structs of bytes and a path, whose suffix is kept.
+        folder: where to write.
+        stem: path below `folder` of the videos: STEM/<row>.mp4.
+        caption_column: the column of the captions; there may be none.
+
+    Yields:
+        {"key": path below `folder`, "caption": text or None, "num_bytes", "reason": why there is no video, or ""}.
+
+    Raises:
+        ParquetError: it is damaged, has no rows, or no column of videos.
+    """
+    try:
+        with pq.ParquetFile(path) as table:
+            column = _video_column(table.schema_arrow)
+            has_caption = caption_column in table.schema_arrow.names
+            columns = [column, *([caption_column] if has_caption else [])]
+            if not table.metadata.num_rows:
+                raise ParquetError("it has no rows")
+            number = 0
+            for batch in table.iter_batches(ROWS_AT_ONCE, columns=columns):
+                for record in batch.to_pylist():
+                    yield _write(folder, f"{stem}/{number:06d}", record[column], record.get(caption_column))
+                    number += 1
+    except pa.ArrowException as error:
+        raise ParquetError(" ".join(str(error).split())) from error
+
+
+def _write(folder: Path, stem: str, video: Any, caption: Any) -> dict[str, Any]:
+    content = video.get("bytes") if isinstance(video, dict) else video
+    given = str(video.get("path") or "") if isinstance(video, dict) else ""
+    suffix = posixpath.splitext(given)[1].lower()
+    key = stem + (suffix if suffix in VIDEO_SUFFIXES else ".mp4")
+    clip = {"key": key, "caption": caption, "num_bytes": len(content or b""), "reason": ""}
+    if caption is not None and not isinstance(caption, str):
+        return clip | {"caption": None, "reason": f"no caption: it is a {type(caption).__name__}, not a text"}
+    if not content:
+        return clip | {"reason": "no video: its row of the parquet file has no bytes"}
+    with atomic_path(folder / key) as temporary:
+        temporary.write_bytes(content)
+    return clip
+
+
+def _video_column(schema: pa.Schema) -> str:
+    candidates = [field.name for field in schema if _holds_videos(field.type)]
+    if VIDEO_COLUMN in candidates:
+        return VIDEO_COLUMN
+    if len(candidates) != 1:
+        raise ParquetError(
+            f"expected a column {VIDEO_COLUMN!r} of embedded videos (bytes, or structs of bytes and path); it has "
+            f"{', '.join(schema.names)}"
+        )
+    return str(candidates[0])
+
+
+def _holds_videos(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
