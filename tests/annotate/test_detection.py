@@ -45,6 +45,12 @@ def test_an_object_has_the_words_of_one_phrase(certainties, phrase):
     assert phrase_of(TOKENS, certainties, 0.25) == phrase
 
 
+def test_the_clauses_of_a_caption_are_phrases():
+    tokens = ["[CLS]", "a", "cup", ",", "two", "hands", ";", "a", "pan", ".", "[SEP]"]
+    certainties = [0.0, 0.3, 0.5, 0.0, 0.4, 0.8, 0.0, 0.3, 0.7, 0.0, 0.0]
+    assert phrase_of(tokens, certainties, 0.25) == "two hands"
+
+
 def test_every_box_lies_in_the_picture_and_has_words_of_the_prompt(detector, frame):
     scores = detector.search(frame, "Red cup. hand")
     candidates = detector.candidates(scores, 0.15, 0.25)

@@ -16,6 +16,8 @@ from worldtune.common.errors import WorldtuneError
 
 MAX_CAPTION_WORDS = 128
 """A caption is cut to these (spec/transfer1-training.md 6.6)."""
+PHRASE_ENDS = frozenset(".,;:!?")
+"""What separates phrases: periods as the network was trained, the others where a caption is searched for."""
 
 
 def detector_text(prompt: str) -> str:
@@ -124,14 +126,15 @@ def phrase_of(tokens: Sequence[str], certainties: Sequence[float], threshold: fl
     transformers joins the words of all phrases, and the sign of the text's end; an object has one phrase.
 
     Args:
-        tokens: the prompt in BERT's pieces; "##" begins one that continues a word, periods separate phrases.
+        tokens: the prompt in BERT's pieces; "##" begins one that continues a word, and PHRASE_ENDS stand between
+            phrases.
         certainties: 0 to 1, of each token.
         threshold: a word with a piece at least as certain is one of them; so is the most certain word in any case.
     """
     phrases: list[list[tuple[str, float]]] = [[]]
     for token, certainty in zip(tokens, certainties, strict=True):
         words = phrases[-1]
-        if token == "." or (token.startswith("[") and token.endswith("]")):
+        if token in PHRASE_ENDS or (token.startswith("[") and token.endswith("]")):
             phrases.append([])
         elif token.startswith("##") and words:
             words[-1] = (words[-1][0] + token.removeprefix("##"), max(words[-1][1], certainty))
