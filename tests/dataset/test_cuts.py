@@ -10,7 +10,7 @@ from worldtune.dataset.cuts import find_cuts
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.manifest import read_manifest
 from worldtune.dataset.spans import COLUMNS
-from worldtune.dataset.validate import validate
+from worldtune.dataset.validate import conclude, examine
 from worldtune.media.video import read_frames, write_video
 
 SCENES = ((200, 30, 30), (10, 60, 10), (30, 30, 200))
@@ -99,7 +99,7 @@ def test_each_part_has_the_videos_caption_and_nothing_is_lost(cut_source, fake_e
     (cut_source.folder / "broken.txt").write_text("Nothing.")
     parts = cuts(cut_source)
     cut_source.all_stages()
-    validate("tiny", cut_source.config, datasets=cut_source.datasets)
+    conclude(examine("tiny", cut_source.config, datasets=cut_source.datasets))
     dataset = load_dataset(cut_source.root)
     usable = {row["clip_id"] for row in parts if row["status"] == "ok"}
     assert {clip.clip_id for clip in dataset.clips} == usable

@@ -33,7 +33,7 @@ from worldtune.dataset.ingest import ingest
 from worldtune.dataset.manifest import read_manifest
 from worldtune.dataset.repository import fetch_repository, list_repository
 from worldtune.dataset.t5 import embed_captions
-from worldtune.dataset.validate import validate
+from worldtune.dataset.validate import conclude, examine
 from worldtune.media.video import write_video
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -356,7 +356,7 @@ def test_a_downloaded_video_that_is_cut_is_there_as_its_parts_alone(
         stage(*arguments, datasets=tmp_path)
     embed_captions(*arguments, datasets=tmp_path, checkpoints=tmp_path / "checkpoints", device="cpu")
     make_controls(*arguments, "edge", datasets=tmp_path)
-    validate("r", config(**changes), datasets=tmp_path)
+    conclude(examine("r", config(**changes), datasets=tmp_path))
     dataset = load_dataset(tmp_path / "r")
     assert sorted((clip.source_key, clip.num_frames) for clip in dataset.clips) == [
         *(("a.mp4", 3), ("a.mp4", 3), ("b.mp4", 3), ("b.mp4", 3)),
