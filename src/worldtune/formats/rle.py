@@ -22,8 +22,10 @@ MAX_GROUPS = 12
 
 def runs_of(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the run lengths (int64) of a one-dimensional bool mask, beginning with the zeros."""
-    changes = np.flatnonzero(np.diff(mask.view(np.uint8), prepend=np.uint8(0)))
-    return np.diff(changes, prepend=0, append=mask.size).astype(np.int64)
+    changes = np.flatnonzero(mask[1:] != mask[:-1]) + 1
+    # The runs of a mask that begins with ones begin with none of zeros.
+    start = [0, 0] if mask.size and mask[0] else [0]
+    return np.diff(np.concatenate([start, changes, [mask.size]])).astype(np.int64)
 
 
 def encode_runs(runs: NDArray[np.int64]) -> bytes:
