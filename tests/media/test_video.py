@@ -196,6 +196,13 @@ def test_frames_beyond_the_largest_are_not_decoded(clip, monkeypatch, reader):
         reader(clip)
 
 
+@pytest.mark.parametrize("reader", [probe, check_video, lambda path: read_frames(path, 0, 1)])
+def test_an_unknown_codec_is_named(clip, reader):
+    clip.write_bytes(clip.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(UndecodableVideoError, match=r"clip\.mp4 is in a codec that nothing here can decode"):
+        reader(clip)
+
+
 def test_no_video_at_all(tmp_path):
     (tmp_path / "a.mp4").write_bytes(np.random.default_rng(0).bytes(3000))
     with pytest.raises(UndecodableVideoError, match="cannot be decoded"):

@@ -133,6 +133,8 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
 
 
 def _limit_size(path: Path, stream: av.VideoStream) -> None:
+    if stream.codec_context is None:
+        raise UndecodableVideoError(f"{path} is in a codec that nothing here can decode. Fetch or re-encode it.")
     if stream.width * stream.height > MAX_PIXELS:
         raise UndecodableVideoError(
             f"{path} has frames of {stream.width}x{stream.height}; at most {MAX_PIXELS} pixels are decoded. Make them "
