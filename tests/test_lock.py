@@ -31,7 +31,7 @@ BROUGHT = {
     "tokenizers": "transformers",
 }
 """Imports whose version another dependency fixes; a pin of their own could only contradict it."""
-OPTIONAL = {"flash_attn": "flash-attn-4", "sam2": "sam2", "torchvision": "sam2", "hydra": "sam2"}
+OPTIONAL = {"flash_attn": "flash-attn-4", "onnx": "onnx", "sam2": "sam2", "torchvision": "sam2", "hydra": "sam2"}
 """Modules of optional dependencies, which may not be installed -> the requirement that brings them."""
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from hostile_pickles import CANARY, HOSTILE_PICKLES, ODD_PICKLES
 from safetensors.numpy import save as save_arrays
@@ -163,6 +165,11 @@ def _caption_csv() -> list[bytes]:
     return [b'video,caption,start_s,end_s\na.mp4,"A dog, running.",0,1.5\nb/c.mp4,A cat.,,\n']
 
 
+def _caption_parquet() -> list[bytes]:
+    rows = {"video": ["a.mp4", "b/c.mp4"], "caption": ["A dog.", None], "start_s": [0.0, None], "end_s": [1.5, None]}
+    return [_written(".parquet", lambda path: pq.write_table(pa.table(rows), path))]
+
+
 def _read_caption_list(path: Path) -> None:
     options = {"kind": "folder", "path": str(path.parent), "captions": str(path), "num_shards": 1}
     list_dataset.cache_clear()
@@ -273,6 +280,7 @@ FORMATS = {
         ),
         Format(name="caption_jsonl", suffix=".jsonl", make=_caption_list, read=_read_caption_list, tokens=JSON_TOKENS),
         Format(name="caption_csv", suffix=".csv", make=_caption_csv, read=_read_caption_list, tokens=JSON_TOKENS),
+        Format(name="caption_parquet", suffix=".parquet", make=_caption_parquet, read=_read_caption_list),
         Format(name="caption_json", suffix=".json", make=_caption_json, read=_read_caption_json, tokens=JSON_TOKENS),
         Format(
             name="hdvila_jsonl",

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.common.words import MAX_SHOWN, shown
 
 ROWS_AT_ONCE = 1024
 """Rows of a parquet file that are in memory at once."""
@@ -38,13 +39,13 @@ def read_records(
     except FileNotFoundError as error:
         raise WorldtuneError(f"{path} does not exist; it is {what}. Mend the path.") from error
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise WorldtuneError(f"{path}, {what}, cannot be read: {error}.") from error
+        raise WorldtuneError(f"{path}, {what}, cannot be read: {str(error)[:MAX_SHOWN]}.") from error
 
 
 def _check_columns(where: str, names: Iterable[Any], columns: Collection[str]) -> None:
     unknown = sorted(str(name) for name in names if name not in columns)
     if unknown:
-        raise WorldtuneError(f"{where}: unknown column {unknown[0]!r}; expected {', '.join(sorted(columns))}.")
+        raise WorldtuneError(f"{where}: unknown column {shown(unknown[0])}; expected {', '.join(sorted(columns))}.")
 
 
 def _csv_records(path: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
