@@ -52,6 +52,23 @@ rule estimate:
         " > {log:q} 2>&1"
 
 
+# What training depends on in its recipe, as a file: where only an ancient input's job is due, such as `estimate`, Snakemake
+# does not look at the params of the jobs that follow.
+rule training_values:
+    output:
+        values="results/{run}/training_values.json",
+    log:
+        "logs/training_values/{run}.log",
+    priority: 100
+    localrule: True
+    params:
+        **recipe_params("training_values", "weights", "outcome"),
+        version=stage_version("training/trainer.py"),
+    shell:
+        "{PYTHON:q} src/scripts/training_values.py --run {wildcards.run:q} --output {output.values:q}"
+        " --expect {params.expect} > {log:q} 2>&1"
+
+
 rule dataset_report:
     input:
         dataset=dataset_gate,
@@ -80,6 +97,7 @@ rule dataset_report:
 TRAIN_INPUT = dict(
     # It says whether the job may start, and nothing of what comes out.
     estimate=ancient("results/{run}/estimate.json"),
+    values="results/{run}/training_values.json",
     dataset=dataset_gate,
     dataset_report="results/{run}/dataset_report.json",
     base=lambda wildcards: split_manifest(wildcards, "base"),

@@ -21,7 +21,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def test_configured_runs_from_their_sources_on(workspace: Workspace) -> None:
     planned = counts(workspace.planned())
     runs = 3
-    for rule in ("train", "export", "report", "estimate", "load_report", "dataset_report"):
+    for rule in ("train", "export", "report", "estimate", "training_values", "load_report", "dataset_report"):
         assert planned[rule] == runs, planned
     assert planned["validate"] == 2  # synthetic and hdvila
     assert planned["fetch_metadata"] == 1
@@ -42,7 +42,7 @@ def test_every_recipe_has_a_graph(workspace: Workspace) -> None:
     recipes = sorted(path.stem for path in (workspace.root / "config/recipes").glob("*.toml"))
     targets = [f"results/{name}/{what}" for name in recipes for what in ("model", "report.html")]
     planned = counts(workspace.planned(*targets))
-    for rule in ("train", "export", "report", "estimate", "load_report", "dataset_report"):
+    for rule in ("train", "export", "report", "estimate", "training_values", "load_report", "dataset_report"):
         assert planned[rule] == len(recipes), planned
 
 

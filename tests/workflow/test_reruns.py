@@ -17,6 +17,8 @@ from worldtune.media.video import write_video
 
 NUM_SHARDS = 3
 TRAIN = ("export", "report", "train")
+TRAIN_ANEW = (*TRAIN, "training_values")
+"""Where the recipe's values are others."""
 CONFIG = f"""
 runs: [tiny]
 datasets:
@@ -131,6 +133,7 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
         "split_checkpoint[edge_control]",
         "estimate",
         "load_report",
+        "training_values",
         "dataset_report",
         "validate",
         *(label for stage in ("ingest", "captions", "t5", "controls") for label in by_shard(stage)),
@@ -140,25 +143,25 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     assert runs.run() == ()
 
     edit(recipe, {"learning_rate = 1e-3": "learning_rate = 2e-3"})
-    assert set(runs.run()) == set(TRAIN)
+    assert set(runs.run()) == set(TRAIN_ANEW)
     assert (runs.attempts, runs.steps) == (2, [1, 2])
 
     edit(recipe, {"learning_rate = 2e-3": "learning_rate = 1e-3"})
     before = (first / "metrics.jsonl").read_bytes()
-    assert set(runs.run()) == set(TRAIN)
+    assert set(runs.run()) == set(TRAIN_ANEW)
     assert (runs.attempts, runs.attempt) == (2, first)
     assert (first / "metrics.jsonl").read_bytes() == before
 
     edit(recipe, {"rates = [0.1]": "rates = [0.05]"})
-    assert set(runs.run()) == set(TRAIN)
+    assert set(runs.run()) == set(TRAIN_ANEW)
     assert runs.attempts == 3
 
     edit(recipe, {"rates = [0.05]": "rates = [0.1]", "threshold_low_max = 99": "threshold_low_max = 90"})
-    assert set(runs.run()) == set(TRAIN)
+    assert set(runs.run()) == set(TRAIN_ANEW)
     assert runs.attempts == 4
 
     edit(recipe, {"threshold_low_max = 90": "threshold_low_max = 99", "max_iter = 2": "max_iter = 3"})
-    assert set(runs.run()) == set(TRAIN)
+    assert set(runs.run()) == set(TRAIN_ANEW)
     assert (runs.attempts, runs.attempt, runs.steps) == (4, first, [1, 2, 3])
 
     edit(recipe, {"tensor = 1": "tensor = 2"})
@@ -168,13 +171,13 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
         "split_checkpoint[edge_control]",
         "estimate",
         "load_report",
-        *TRAIN,
+        *TRAIN_ANEW,
     }
     assert (runs.attempts, runs.attempt) == (4, first)
     assert (first / "metrics.jsonl").read_bytes() == before
 
     edit(recipe, {"tensor = 2": "tensor = 1", 'wandb = "disabled"': 'wandb = "offline"'})
-    assert set(runs.run()) == {"estimate", "load_report", *TRAIN}
+    assert set(runs.run()) == {"estimate", "load_report", *TRAIN_ANEW}
     edit(recipe, {'wandb = "offline"': 'wandb = "disabled"', "[ema]": "# a comment\n[ema]"})
     edit(config, {"cpu: null, gpu: null": "cpu: short, gpu: h100"})
     module = runs.root / "src/worldtune/dataset/captions.py"
@@ -227,7 +230,7 @@ def test_only_what_a_change_touches_runs_again(runs: Runs) -> None:
     assert (runs.attempts, runs.manifest_path.stat().st_mtime_ns) == (10, before)
 
     runs.workspace.raise_version("training/trainer.py")
-    assert set(runs.run()) == set(TRAIN)
+    assert set(runs.run()) == set(TRAIN_ANEW)
     assert runs.attempts == 11
 
 
@@ -243,7 +246,7 @@ def test_cached_latents_are_made_for_changed_videos_only(runs: Runs) -> None:
     runs.run()
     before = runs.attempts
     runs.workspace.edit(recipe, {'dataset = "clips"': 'dataset = "clips"\ncache_latents = true'})
-    assert set(runs.run()) == {"estimate", *by_shard("cache_latents"), *TRAIN}
+    assert set(runs.run()) == {"estimate", *by_shard("cache_latents"), *TRAIN_ANEW}
     assert runs.attempts == before + 1
     first = times()
 
@@ -266,7 +269,7 @@ def test_cached_latents_are_made_for_changed_videos_only(runs: Runs) -> None:
     assert runs.attempts == before + 4
 
     runs.workspace.edit(recipe, {"cache_latents = true": "cache_latents = false"})
-    assert set(runs.run()) == {"estimate", *TRAIN}
+    assert set(runs.run()) == {"estimate", *TRAIN_ANEW}
 
 
 @pytest.mark.slow
@@ -275,7 +278,7 @@ def test_what_was_measured_alone_is_found_by_training(runs: Runs) -> None:
     runs.run()
     before = runs.attempts
     runs.workspace.edit(recipe, {"learning_rate = 1e-3": "learning_rate = 3e-3"})
-    assert runs.workspace.snakemake("results/tiny/preflight.json").finished == ("preflight",)
+    assert runs.workspace.snakemake("results/tiny/preflight.json").finished == ("training_values", "preflight")
     attempts = (runs.root / "results/tiny/attempts").iterdir()
     attempt = max(attempts, key=lambda path: (path / "preflight.json").stat().st_mtime_ns)
     record = json.loads((runs.root / "results/tiny/preflight.json").read_text())

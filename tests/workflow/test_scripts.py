@@ -135,6 +135,10 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
         ((RUN, "--", "parallel.tensor=1"), "dataset.json"),
         ((RUN, "--preflight"), "processes"),
     ],
+    "training_values": [
+        (("--run", "no", "--output", "v.json"), "no"),
+        (("--run", RUN, "--output", "v.json", "--expect", "0"), "changed after this job was planned"),
+    ],
     "unlock": [(("now",), "now")],
     "validate": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "parquet")],
     "why": [(("--run", "no"), "no"), (("--run", "no.toml"), "no recipe file no.toml")],
