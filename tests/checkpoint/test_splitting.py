@@ -276,7 +276,7 @@ class Unknown:
     [
         ({"net.a": Unknown()}, "more than tensors"),
         ([torch.ones(1)], "holds a list"),
-        ({"net.a": 3}, r"no tensors: net\.a \(int\)"),
+        ({"net.a": 3}, r"no tensors: 'net\.a' \(int\)"),
         ({}, "no tensors"),
     ],
 )

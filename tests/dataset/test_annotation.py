@@ -36,9 +36,9 @@ def annotate(source, kind: str = "depth") -> list[dict[str, object]]:
     return read_manifest(annotate_clips("tiny", config, "0000", kind, device="cpu", **places), COLUMNS)
 
 
-def files(source, kind: str = "depth") -> dict[str, int]:
+def files(source, kind: str = "depth") -> dict[str, tuple[int, int]]:
     """Names of a control's files, hidden ones too, with what tells a new file from an old one."""
-    return {path.name: path.stat().st_ino for path in sorted((source.root / kind).iterdir())}
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sorted((source.root / kind).iterdir())}
 
 
 def test_each_clip_gets_a_depth_file_of_its_frames(annotated):

@@ -113,5 +113,5 @@ def test_a_damaged_checkpoint_is_not_exported(trained_run: Path, tiny_world: Pat
 
 
 def test_a_run_that_is_misspelt(trained_run: Path) -> None:
-    with pytest.raises(WorldtuneError, match=r"tiny_rum has no attempt; .*results/ has tiny_run"):
+    with pytest.raises(WorldtuneError, match=r"tiny_rum has no attempt; .*results/ has .*tiny_run"):
         find_attempt(trained_run.parent / "tiny_rum", None)

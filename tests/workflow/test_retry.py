@@ -28,6 +28,8 @@ class YouTube:
     itag, is_sabr = 18, True
 
     def get_highest_resolution(self):
+        with open("asked.txt", "a") as file:
+            file.write(self.name + "\\n")
         return self
 
     @property
@@ -35,8 +37,6 @@ class YouTube:
         return (pathlib.Path("offered") / self.name).stat().st_size
 
     def download(self, *, output_path, filename, **_):
-        with open("asked.txt", "a") as file:
-            file.write(self.name + "\\n")
         shutil.copyfile(pathlib.Path("offered") / self.name, pathlib.Path(output_path) / filename)
 """
 
