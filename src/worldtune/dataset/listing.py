@@ -54,7 +54,7 @@ class CaptionText:
     """What was read as a caption."""
 
     text: str | None
-    """The caption without the white space around it; None where it cannot be read."""
+    """The caption without the white space around it, its lines ended by \\n; None where it cannot be read."""
     problem: str = ""
     """Why it cannot be read."""
     content_sha256: str
@@ -422,7 +422,8 @@ def read_caption(source: Path, clip: SourceClip) -> CaptionText | None:
 
 
 def _caption_text(text: str) -> CaptionText:
-    text = text.strip()
+    # Files are read with their line ends as \n: the hash must be of what readers of the dataset's own file get.
+    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
     try:
         return CaptionText(text=text, content_sha256=hashlib.sha256(text.encode()).hexdigest())
     except UnicodeEncodeError:
