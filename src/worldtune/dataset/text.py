@@ -104,9 +104,8 @@ def _read_safetensors(path: Path, max_bytes: int) -> np.ndarray:
         with safe_open(path, framework="numpy") as file:
             kind = file.get_slice(SAFETENSORS_KEY).get_dtype()
             if kind not in SAFETENSORS_TYPES:
-                raise WorldtuneError(
-                    f"{path} holds a tensor of type {kind}; expected {', '.join(SAFETENSORS_TYPES)}. Save it as float16."
-                )
+                expected = ", ".join(SAFETENSORS_TYPES)
+                raise WorldtuneError(f"{path} holds a tensor of type {kind}; expected {expected}. Save it as float16.")
             return file.get_tensor(SAFETENSORS_KEY)
     except (OSError, SafetensorError) as error:
         raise WorldtuneError(f"{path} cannot be read: {error}. Expected a tensor {SAFETENSORS_KEY!r}.") from error
