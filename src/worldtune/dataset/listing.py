@@ -246,12 +246,19 @@ def list_source(name: str, config: DatasetConfig, datasets: Path) -> Listing:
 
     def parts(shard: str, clips: tuple[SourceClip, ...]) -> tuple[SourceClip, ...]:
         spans = read_spans(datasets / name, shard)
+        found = clips if whole.refine is None else whole.refine(shard, clips)
+        # A list may name a part that was found too: it is one clip, with the list's caption.
+        listed = {(clip.key, clip.start_s, clip.end_s) for clip in found}
         # A video that could not be read has no parts; its row is in the table of stage cuts.
         return tuple(
             part
-            for clip in (clips if whole.refine is None else whole.refine(shard, clips))
+            for clip in found
             for part in (
-                [replace(clip, start_s=start, end_s=end) for start, end in spans[clip.key]]
+                [
+                    replace(clip, start_s=start, end_s=end)
+                    for start, end in spans[clip.key]
+                    if (clip.key, start, end) not in listed
+                ]
                 if clip.key in spans and clip.start_s is None
                 else [clip]
             )
