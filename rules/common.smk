@@ -261,17 +261,23 @@ def text_mem_mb(wildcards):
     return 48000 * max(PROJECT.cluster.text_gpus, 1)
 
 
+def network_files(name, key):
+    """What a job waits for of a network's folder: the list of a fetched one, or the files put there by hand."""
+    CATALOGUE.check_available(name, key, Path("checkpoints"))
+    if name in {request.name for request in CATALOGUE.requests}:
+        return [f"checkpoints/{name}/files.json"]
+    return sorted(
+        str(path) for path in Path(f"checkpoints/{name}").iterdir() if path.is_file()
+    )
+
+
 def captioner_model(wildcards):
-    """The list of files of the model that makes a dataset's captions here; nothing where a server is asked."""
+    """The files of the model that makes a dataset's captions here; nothing where a server is asked."""
     captioner = DATASETS[wildcards.dataset].captioner
     if captioner is None or captioner.server:
         return []
-    CATALOGUE.check_available(
-        captioner.model,
-        f"{config_path()}: datasets.{wildcards.dataset}.captioner.model",
-        Path("checkpoints"),
-    )
-    return f"checkpoints/{captioner.model}/files.json"
+    key = f"{config_path()}: datasets.{wildcards.dataset}.captioner.model"
+    return network_files(captioner.model, key)
 
 
 def captioner_threads(wildcards):

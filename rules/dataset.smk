@@ -241,17 +241,6 @@ rule controls:
         " --control {wildcards.control:q} --threads {threads} --expect {params.expect} > {log:q} 2>&1"
 
 
-def network_files(wildcards, name):
-    """What an annotating job waits for of a network's folder: the list of a fetched one, or the files put there by hand."""
-    key = f"datasets.{wildcards.dataset}.annotate.{wildcards.control}"
-    CATALOGUE.check_available(name, key, Path("checkpoints"))
-    if name in {request.name for request in CATALOGUE.requests}:
-        return [f"checkpoints/{name}/files.json"]
-    return sorted(
-        str(path) for path in Path(f"checkpoints/{name}").iterdir() if path.is_file()
-    )
-
-
 def annotator_inputs(wildcards):
     """What an annotating job reads: the shard's clips, its networks and, where those tell what to look for, captions."""
     config = DATASETS[wildcards.dataset]
@@ -266,7 +255,9 @@ def annotator_inputs(wildcards):
         "models": [
             path
             for model in annotator.models
-            for path in network_files(wildcards, model)
+            for path in network_files(
+                model, f"datasets.{wildcards.dataset}.annotate.{wildcards.control}"
+            )
         ],
     }
 

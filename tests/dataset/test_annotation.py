@@ -10,6 +10,7 @@ from worldtune.dataset.controls import COLUMNS
 from worldtune.dataset.depth_bounds import measure_depth_bounds
 from worldtune.dataset.manifest import read_manifest
 from worldtune.demo.annotators import write_depth_network, write_keypoint_networks
+from worldtune.formats.keypoints import write_keypoints
 from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
 from worldtune.media.video import probe
 
@@ -119,6 +120,32 @@ def test_a_clip_that_cannot_be_annotated_keeps_a_row(annotated, monkeypatch):
     assert rows[bad]["status"] == "unusable"
     assert "it has 5 frames, the clip has 6" in rows[bad]["reason"]
     assert list(files(annotated)) == [f"{clip_id('b.mp4')}{suffix}" for suffix in (".mkv", ".mp4")]
+
+
+def test_a_control_can_be_given_and_made_in_turn(annotated):
+    annotate(annotated, "keypoint")
+    target = control_path(annotated.root, clip_id("a.mp4"), "keypoint")
+    made = target.read_bytes()
+    people = read_pickle(target, MAX_CONTROL_BYTES)
+    people[0][0]["body-keypoints"] = people[0][0]["body-keypoints"] / 2
+    given = annotated.folder / "keypoint/a.pickle"
+    write_keypoints(given, list(people.values()))
+    assert given.stat().st_size == len(made)
+    manifests = [annotated.root / f"manifests/{stage}-keypoint/0000.parquet" for stage in ("annotate", "control")]
+
+    annotator = annotated.options["annotate"].pop("keypoint")
+    annotated.controls("keypoint")
+    assert [path.exists() for path in manifests] == [False, True]
+    assert target.read_bytes() == given.read_bytes()
+
+    annotated.options["annotate"]["keypoint"] = annotator
+    annotate(annotated, "keypoint")
+    assert [path.exists() for path in manifests] == [True, False]
+    assert target.read_bytes() == made
+
+    del annotated.options["annotate"]["keypoint"]
+    annotated.controls("keypoint")
+    assert target.read_bytes() == given.read_bytes()
 
 
 def test_a_network_without_some_weights_is_refused(annotated):

@@ -5,6 +5,7 @@ from worldtune.dataset.captions import COLUMNS
 from worldtune.dataset.clips import caption_path, clip_id
 from worldtune.dataset.ledger import ledger_path
 from worldtune.dataset.manifest import read_manifest
+from worldtune.dataset.verification import read_captions
 
 
 def rows_by_key(manifest):
@@ -23,6 +24,15 @@ def test_caption_files(source):
     assert path.read_text() == "A dog runs.\nIt barks.\n"
     facts = read_json(path.with_suffix(".json"))
     assert facts == {"caption": "A dog runs.\nIt barks.", "source_key": "sub/a.mp4", "start_s": None, "end_s": None}
+
+
+def test_line_ends_of_other_systems_are_no_part_of_a_caption(source):
+    for name, end in (("unix", b"\n"), ("windows", b"\r\n"), ("old", b"\r")):
+        source.add(f"{name}.mp4").with_suffix(".txt").write_bytes(b"A dog runs." + end + b"It barks." + end)
+    hashes = {row["caption_sha256"] for row in rows_by_key(source.captions()).values()}
+    assert len(hashes) == 1
+    paths = [caption_path(source.root, clip_id(f"{name}.mp4")) for name in ("unix", "windows", "old")]
+    assert {found for _, found in read_captions(paths).values()} == hashes
 
 
 def test_reasons(source):

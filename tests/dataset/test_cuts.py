@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import clip_id, load_dataset, video_path
+from worldtune.dataset.clips import caption_path, clip_id, load_dataset, video_path
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.cuts import find_cuts
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
@@ -117,6 +117,22 @@ def test_parts_that_a_list_names_are_left_as_they_are(cut_source):
     assert cuts(cut_source) == []
     [row] = read_manifest(cut_source.ingest(), INGEST_COLUMNS)
     assert (row["start_s"], row["end_s"], row["num_frames"]) == (0.25, 1.0, 18)
+
+
+def test_a_part_that_a_list_names_too_is_one_clip_with_the_lists_caption(cut_source, fake_encoder):
+    write_video(cut_source.folder / "film.mp4", film(), 24)
+    path = cut_source.folder.parent / "list.csv"
+    cut_source.options["captions"] = str(path)
+    path.write_text("video,caption,start_s,end_s\nfilm.mp4,Whole.,,\n")
+    before = {row["clip_id"] for row in cuts(cut_source)}
+    part = next(row for row in cuts(cut_source) if row["status"] == "ok")
+    with path.open("a") as file:
+        file.write(f"film.mp4,Listed.,{part['start_s']},{part['end_s']}\n")
+    assert {row["clip_id"] for row in cuts(cut_source)} == before
+    clips = [row["clip_id"] for row in read_manifest(cut_source.ingest(processes=2), INGEST_COLUMNS)]
+    assert sorted(clips) == sorted(set(clips))
+    cut_source.captions()
+    assert caption_path(cut_source.root, part["clip_id"]).read_text() == "Listed.\n"
 
 
 @pytest.mark.parametrize(

@@ -312,3 +312,18 @@ def test_what_says_where_and_how_fast_changes_no_job(asked, service):
     set_captioner(asked, service, api_key_env="NO_SUCH_KEY")
     with pytest.raises(WorldtuneError, match="'NO_SUCH_KEY', but there is no such environment variable"):
         asked.make_captions()
+
+
+def test_captions_are_made_and_given_in_turn(asked, service):
+    stages = [asked.root / f"manifests/{stage}/0000.parquet" for stage in ("captions", "make_captions")]
+    set_captioner(asked, service, only_missing=False)
+    asked.make_captions()
+    assert [path.exists() for path in stages] == [False, True]
+    captioner = asked.options.pop("captioner")
+    asked.captions()
+    assert [path.exists() for path in stages] == [True, False]
+    assert text_of(asked, "b.mp4") == "Its own.\n"
+    asked.options["captioner"] = captioner
+    asked.make_captions()
+    assert [path.exists() for path in stages] == [False, True]
+    assert text_of(asked, "b.mp4") == "A thing moves.\n"

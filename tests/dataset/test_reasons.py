@@ -7,8 +7,11 @@ CONTROLS = ("edge", "depth")
 
 def test_every_reason_has_a_mend():
     # What the stages' own tests show as reasons.
-    for label in ("too short", "edge unusable", "depth out of date", "file changed", "leak", "depth mostly empty"):
-        assert mend_of(label, CONTROLS)
+    labels = ["too short", "edge unusable", "depth out of date", "file changed", "leak", "depth mostly empty"]
+    labels += ["short remainder", "cannot be cut", "unreadable parquet file"]
+    labels += ["text embedding unusable", "no text embedding"]
+    for label in labels:
+        assert mend_of(label, CONTROLS), label
     assert mend_of("no such reason", CONTROLS) == ""
     assert mend_of("seg unusable", CONTROLS) == ""
 

@@ -255,7 +255,12 @@ def embedded(videos: list[bytes | None], texts: list[str | None], *, plain: bool
 @pytest.mark.parametrize("plain", [False, True])
 def test_videos_in_parquet_files(tmp_path: Path, repository: Repository, videos: list[bytes], plain: bool) -> None:
     content = embedded([*videos[:3], None], ["One.", "Two.", None, "Four."], plain=plain)
-    repository.files = {"data/train-0.parquet": content, "data/broken.parquet": b"PAR1 and no more"}
+    torn = content[:4] + bytes(64) + content[68:]
+    repository.files = {
+        "data/train-0.parquet": content,
+        "data/broken.parquet": b"PAR1 and no more",
+        "data/torn.parquet": torn,
+    }
     found = list_and_fetch(tmp_path, repository, caption_column="text")
     second = "data/train-0/000001.mp4" if plain else "data/train-0/000001.webm"
     assert {key: (row["caption"], row["status"]) for key, row in found.items()} == {
@@ -264,12 +269,13 @@ def test_videos_in_parquet_files(tmp_path: Path, repository: Repository, videos:
         "data/train-0/000002.mp4": (None, "ok"),
         "data/train-0/000003.mp4": ("Four.", "unusable"),
         "data/broken.parquet": (None, "unusable"),
+        "data/torn.parquet": (None, "unusable"),
     }
     assert found["data/broken.parquet"]["reason"].startswith("unreadable parquet file: ")
     assert (tmp_path / "r/source" / second).read_bytes() == videos[1]
     assert not list((tmp_path / "r/source").rglob("*.part*"))[1:]
     made = read_manifest(ingest("r", config(), "0000", datasets=tmp_path), INGEST_COLUMNS)
-    assert len(made) == 5
+    assert len(made) == 6
     assert sum(row["status"] == "ok" for row in made) == 3
 
 

@@ -79,6 +79,16 @@ def test_another_encoder_or_length_does_all_again(captioned, fake_encoder, chang
     assert rows["b.mp4"]["truncated"] == (change == "max_tokens")
 
 
+def test_a_caption_that_its_stage_did_not_write_is_not_embedded(captioned):
+    path = caption_path(captioned.root, clip_id("a.mp4"))
+    path.write_text("Another text.\n")
+    with pytest.raises(WorldtuneError, match=f"{path.name} is not what its stage wrote"):
+        captioned.t5()
+    path.unlink()
+    captioned.captions()
+    captioned.t5()
+
+
 def test_missing_encoder_or_captions(captioned):
     caption_path(captioned.root, clip_id("a.mp4")).unlink()
     with pytest.raises(WorldtuneError, match="Run the captions stage again"):

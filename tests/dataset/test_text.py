@@ -209,6 +209,14 @@ def test_missing_and_foreign_files_are_named(tmp_path):
         read_t5(tmp_path / "a.safetensors", 10, 16)
 
 
+def test_a_type_that_numpy_does_not_know_is_named(tmp_path):
+    # Two bfloat16 numbers as the format has them: the header's length, the header, the numbers.
+    header = b'{"t5_xxl":{"dtype":"BF16","shape":[1,2],"data_offsets":[0,4]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(WorldtuneError, match=r"a\.safetensors holds a tensor of type BF16; expected F16"):
+        read_t5(tmp_path / "a.safetensors", 10, 2)
+
+
 def test_values_beyond_float16_are_not_written(tmp_path):
     with pytest.raises(WorldtuneError, match="not finite"), np.errstate(over="ignore"):
         write_t5(tmp_path / "a.pickle", np.full((1, 4), 1e6))

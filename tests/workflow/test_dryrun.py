@@ -274,7 +274,7 @@ def test_scripts_have_the_names_of_their_rules() -> None:
         assert (root / "src/scripts" / f"{rule}.py").is_file(), rule
 
 
-def test_captions_are_made_by_a_model_of_the_catalogue_or_by_a_server(workspace: Workspace) -> None:
+def test_captions_are_made_by_a_model_of_the_catalogue_one_put_there_by_hand_or_a_server(workspace: Workspace) -> None:
     recipe = 'extends = "edge_pretrain"\n[data]\ndataset = "my_videos"\n'
     (workspace.root / "config/recipes/mine.toml").write_text(recipe)
     model = "path: my_videos\n    captioner:\n      model: Qwen/Qwen3-VL-8B-Instruct\n"
@@ -283,5 +283,12 @@ def test_captions_are_made_by_a_model_of_the_catalogue_or_by_a_server(workspace:
     assert counts(planned)["make_captions"] == 4
     assert counts(planned)["captions"] == 0
     assert counts(planned)["fetch_checkpoint"] == 4
+    own = workspace.root / "checkpoints/mine/model"
+    own.mkdir(parents=True)
+    (own / "model.safetensors").write_bytes(b"")
+    workspace.edit("config/config.yaml", {"Qwen/Qwen3-VL-8B-Instruct\n": "mine/model\n"})
+    assert counts(workspace.planned("results/mine/model"))["fetch_checkpoint"] == 3
+    shutil.rmtree(workspace.root / "checkpoints")
+    workspace.edit("config/config.yaml", {"mine/model\n": "Qwen/Qwen3-VL-8B-Instruct\n"})
     workspace.edit("config/config.yaml", {model: model + "      server: http://gpu-node:8000/v1\n"})
     assert counts(workspace.planned("results/mine/model"))["fetch_checkpoint"] == 3

@@ -1,4 +1,7 @@
-"""Stage annotate: one kind of control of a shard's clips, made by a network from their frames."""
+"""Stage annotate: one kind of control of a shard's clips, made by a network from their frames.
+
+It stands in the place of stage controls for that kind and shares its ledger, since both write the same files.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +14,13 @@ from worldtune.dataset.annotators import Annotator, DepthAnnotator, KeypointAnno
 from worldtune.dataset.clips import caption_path, control_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.control_checks import check_control
-from worldtune.dataset.controls import COLUMNS, check_whole_video, control_stage
+from worldtune.dataset.controls import COLUMNS, annotated_stage, check_whole_video, taken_stage
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import Ledger, open_ledger
 from worldtune.dataset.listing import prompts_key
 from worldtune.dataset.make_captions import caption_stage
-from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
+from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, retire_manifests, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
 if TYPE_CHECKING:
@@ -64,12 +67,13 @@ def annotate_clips(
     if annotator is None:
         raise WorldtuneError(f"dataset {name} has no annotator of {kind!r} (datasets.{name}.annotate).")
     root = datasets / name
-    stage = control_stage(kind, config)
+    stage = annotated_stage(kind)
     path = manifest_path(root, stage, shard)
     clips = _clips(root, shard)
     captions = _captions(root, config, shard) if annotator.reads_captions else {}
     prompts = _prompts(clips, source_folder(name, config, datasets)) if annotator.reads_prompts else {}
-    with open_ledger(root, stage, shard) as ledger:
+    with open_ledger(root, taken_stage(kind), shard) as ledger:
+        retire_manifests(root, taken_stage(kind))
         _sweep(root / kind, {clip["clip_id"] for clip in clips})
         rows = _annotate(
             ledger, clips, captions, prompts, kind, annotator, checkpoints, device, f"{stage} {name} {shard}"

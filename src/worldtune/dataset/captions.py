@@ -10,12 +10,14 @@ from worldtune.dataset.clips import caption_path, clip_id
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import CaptionText, Listing, SourceClip, list_source, read_caption
-from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, write_manifest
+from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, retire_manifests, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
 VERSION = 1
 
 STAGE = "captions"
+MAKING_STAGE = "make_captions"
+"""The stage that stands in the place of this one where a dataset has a captioner."""
 
 CaptionJob = tuple[Path, Listing, SourceClip, CaptionText | None]
 
@@ -48,6 +50,7 @@ def captions(name: str, config: DatasetConfig, shard: str, *, datasets: Path = P
     path = manifest_path(root, STAGE, shard)
     label = f"{STAGE} {name} {shard}"
     with open_ledger(root, STAGE, shard) as ledger:
+        retire_manifests(root, MAKING_STAGE)
         # Files this small are written faster than a process starts.
         tasks = [caption_task(root, listing, clip) for clip in listing.clips(shard)]
         rows = do_tasks(ledger, tasks, write_caption, write_caption, label=label, processes=1)

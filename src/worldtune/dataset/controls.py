@@ -21,7 +21,7 @@ from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.layout import Layout, given_path
 from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import control_key
-from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
+from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, retire_manifests, write_manifest
 from worldtune.dataset.work import Outcome, Task, do_tasks
 from worldtune.media.geometry import nearest_aspect_ratio
 from worldtune.media.video import iterate_frames, video_writer
@@ -61,7 +61,17 @@ class ControlJob:
 
 def control_stage(kind: str, config: DatasetConfig) -> str:
     """Return the name of the stage that makes or takes over one kind of a dataset's controls."""
-    return f"{'annotate' if config.annotate.find(kind) else 'control'}-{kind}"
+    return annotated_stage(kind) if config.annotate.find(kind) else taken_stage(kind)
+
+
+def taken_stage(kind: str) -> str:
+    """Return the name of this stage for one kind; its ledger is that of `annotated_stage` too, as are the files."""
+    return f"control-{kind}"
+
+
+def annotated_stage(kind: str) -> str:
+    """Return the name of stage annotate for one kind."""
+    return f"annotate-{kind}"
 
 
 def make_controls(
@@ -92,9 +102,10 @@ def make_controls(
     if kind not in config.controls:
         raise WorldtuneError(f"dataset {name} has the controls {', '.join(config.controls)}, not {kind!r}.")
     root = datasets / name
-    stage = control_stage(kind, config)
+    stage = taken_stage(kind)
     path = manifest_path(root, stage, shard)
     with open_ledger(root, stage, shard) as ledger:
+        retire_manifests(root, annotated_stage(kind))
         tasks = _tasks(root, source_folder(name, config, datasets), shard, kind, config.layout)
         label = f"{stage} {name} {shard}"
         rows = do_tasks(ledger, tasks, make_control, _died, label=label, processes=processes)

@@ -34,6 +34,7 @@ def unpack(path: Path, folder: Path, stem: str, caption_column: str) -> Iterator
 
     Raises:
         ParquetError: it is damaged, has no rows, or no column of videos.
+        OSError: the disk is full or cannot be read or written.
     """
     try:
         with pq.ParquetFile(path) as table:
@@ -47,7 +48,10 @@ def unpack(path: Path, folder: Path, stem: str, caption_column: str) -> Iterator
                 for record in batch.to_pylist():
                     yield _write(folder, f"{stem}/{number:06d}", record[column], record.get(caption_column))
                     number += 1
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
+        # Arrow tells of damaged pages by an OSError without a number; those of the disk have one.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise ParquetError(" ".join(str(error).split())) from error
 
 

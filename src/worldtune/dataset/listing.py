@@ -54,7 +54,7 @@ class CaptionText:
     """What was read as a caption."""
 
     text: str | None
-    """The caption without the white space around it; None where it cannot be read."""
+    """The caption without the white space around it, its lines ended by \\n; None where it cannot be read."""
     problem: str = ""
     """Why it cannot be read."""
     content_sha256: str
@@ -246,12 +246,19 @@ def list_source(name: str, config: DatasetConfig, datasets: Path) -> Listing:
 
     def parts(shard: str, clips: tuple[SourceClip, ...]) -> tuple[SourceClip, ...]:
         spans = read_spans(datasets / name, shard)
+        found = clips if whole.refine is None else whole.refine(shard, clips)
+        # A list may name a part that was found too: it is one clip, with the list's caption.
+        listed = {(clip.key, clip.start_s, clip.end_s) for clip in found}
         # A video that could not be read has no parts; its row is in the table of stage cuts.
         return tuple(
             part
-            for clip in (clips if whole.refine is None else whole.refine(shard, clips))
+            for clip in found
             for part in (
-                [replace(clip, start_s=start, end_s=end) for start, end in spans[clip.key]]
+                [
+                    replace(clip, start_s=start, end_s=end)
+                    for start, end in spans[clip.key]
+                    if (clip.key, start, end) not in listed
+                ]
                 if clip.key in spans and clip.start_s is None
                 else [clip]
             )
@@ -422,7 +429,8 @@ def read_caption(source: Path, clip: SourceClip) -> CaptionText | None:
 
 
 def _caption_text(text: str) -> CaptionText:
-    text = text.strip()
+    # Files are read with their line ends as \n: the hash must be of what readers of the dataset's own file get.
+    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
     try:
         return CaptionText(text=text, content_sha256=hashlib.sha256(text.encode()).hexdigest())
     except UnicodeEncodeError:

@@ -27,15 +27,22 @@ from worldtune.common.files import write_text
 from worldtune.common.progress import progress
 from worldtune.dataset.captioner import CaptionerConfig
 from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
+from worldtune.dataset.captions import MAKING_STAGE, CaptionJob, caption_task, write_caption
 from worldtune.dataset.captions import STAGE as CAPTION_STAGE
-from worldtune.dataset.captions import CaptionJob, caption_task, write_caption
 from worldtune.dataset.clips import caption_path, video_path
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import Ledger, open_ledger
 from worldtune.dataset.listing import Listing, list_source
-from worldtune.dataset.manifest import CLIP_COLUMNS, Columns, manifest_path, read_manifest, write_manifest
+from worldtune.dataset.manifest import (
+    CLIP_COLUMNS,
+    Columns,
+    manifest_path,
+    read_manifest,
+    retire_manifests,
+    write_manifest,
+)
 from worldtune.dataset.work import do_tasks
 from worldtune.formats.structured_caption import add_media_fields, answer_schema, caption_text, parse_answer
 from worldtune.media.video import iterate_frames
@@ -45,7 +52,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
-STAGE = "make_captions"
+STAGE = MAKING_STAGE
 MAX_FAILURES = 8
 """Clips without an answer after which the fault is looked for elsewhere, where no clip of the shard has one."""
 SENTENCE_ENDS = (".", "!", "?")
@@ -133,6 +140,7 @@ def make_captions(
     path = manifest_path(root, STAGE, shard)
     label = f"{STAGE} {name} {shard}"
     with open_ledger(root, CAPTION_STAGE, shard) as ledger:
+        retire_manifests(root, CAPTION_STAGE)
         clips = read_manifest(manifest_path(root, INGEST_STAGE, shard), INGEST_COLUMNS)
         rows = _take_given(listing, shard, captioner, ledger, label)
         given = {row["clip_id"] for row in rows}

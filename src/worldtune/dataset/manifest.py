@@ -39,6 +39,15 @@ def write_manifest(path: Path, rows: Iterable[dict[str, Any]], columns: Columns)
         pq.write_table(table, temporary, compression="zstd")
 
 
+def retire_manifests(root: Path, stage: str) -> None:
+    """Remove the manifests of a stage whose files another one is about to write.
+
+    Otherwise the workflow would take that stage for done when it is asked for again.
+    """
+    for path in (root / "manifests" / stage).glob("*.parquet"):
+        path.unlink(missing_ok=True)
+
+
 def read_manifest(path: Path, columns: Columns) -> list[dict[str, Any]]:
     """Return the rows of a manifest; errors as read_rows."""
     return read_rows(path, columns)

@@ -15,14 +15,20 @@ MENDS: dict[str, str] = {
     "unreadable video": "Encode the video again (H.264 in MP4), or remove it.",
     "too short": "Give a longer video, or lower `min_frames`; a recipe wants `data.num_frames` in any case.",
     "time range outside the video": "Mend start_s and end_s in the list of captions.",
+    "short remainder": "Lower `cut.min_s`, if clips as short are of use; there is nothing to mend.",
+    "cannot be cut": "Encode the video again (H.264 in MP4), or remove it; what is wrong stands after the colon.",
     "no video": "Put the video beside its caption, or remove the caption.",
     "no view": "Move the video into the folder of one of the dataset's `views`.",
     "decoder died": "Run the stage again; if it dies again, encode the video anew or remove it.",
     "download failed": "`make retry DATASET=...` asks for it again.",
+    "unreadable parquet file": "The repository's file is damaged or holds no videos; tell its author, or name a "
+    "`folder` without it.",
     "no caption": "Write NAME.txt beside NAME.mp4, or a line of the list of captions; where a captioner gave none, run "
     "it again.",
     "no structured caption": "Run the captioner again, take another model, or ask for dense captions.",
     "caption unreadable": 'Save the caption as UTF-8 text, or as JSON with a text "caption".',
+    "text embedding unusable": "Give the embedding again, as `layout` says; what is wrong stands after the colon.",
+    "no text embedding": "Give the embedding of the video, or set `text` to made.",
     "text embedding out of date": "Run stage t5 again.",
     "text embedding too long": "Run stage t5 again, or raise `text_max_tokens` as far as the recipe admits.",
     "KIND unusable": "Make the control again as the section Controls of config/README.md says; what is wrong stands "

@@ -18,6 +18,7 @@ from worldtune.dataset.ledger import Ledger, open_ledger
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
 from worldtune.dataset.text_files import store_inputs, take_texts, write_text_file
+from worldtune.dataset.verification import read_captions
 
 VERSION = 1
 
@@ -105,7 +106,7 @@ def _embed(
     logger.info("%s: %d captions, %d of them as they were", label, len(rows) + len(todo), len(rows))
     if todo:
         encoder = load_encoder(folder, device)
-        texts = [_read_caption(root, caption["clip_id"]) for caption, _ in todo]
+        texts = _read_texts(root, [caption for caption, _ in todo])
         embeddings = encoder.encode(texts, config.text_max_tokens)
         # In advance and together, since each waits for the disk.
         ledger.start(*(caption["clip_id"] for caption, _ in todo))
@@ -126,9 +127,12 @@ def _embed(
     return list(rows.values())
 
 
-def _read_caption(root: Path, clip: str) -> str:
-    path = caption_path(root, clip)
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorldtuneError(f"{path} cannot be read: {error}. Run the captions stage again.") from error
+def _read_texts(root: Path, captions: list[dict[str, Any]]) -> list[str]:
+    """Return the text of each caption, which must be the one that its stage wrote: its embedding is known by that."""
+    paths = [caption_path(root, caption["clip_id"]) for caption in captions]
+    found = read_captions(paths)
+    for caption, path in zip(captions, paths, strict=True):
+        if path not in found or found[path][1] != caption["caption_sha256"]:
+            state = "is not what its stage wrote" if path in found else "cannot be read"
+            raise WorldtuneError(f"{path} {state}. Run the captions stage again, after deleting what is there.")
+    return [found[path][0] for path in paths]

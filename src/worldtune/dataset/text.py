@@ -19,6 +19,8 @@ MAX_ELEMENT_BYTES = 8
 MAX_OVERHEAD_BYTES = 65536
 MAX_CHANNELS = 8192
 """Largest width of an embedding whose encoder is not known."""
+SAFETENSORS_TYPES = ("F16", "F32", "F64")
+"""Types of tensors that numpy knows too."""
 SAFETENSORS_KEY = "t5_xxl"
 """Name of the tensor in a .safetensors file."""
 NESTED_KEYS = ("pickle", "ground_truth", "embeddings", "t5_xxl")
@@ -100,6 +102,10 @@ def _read_safetensors(path: Path, max_bytes: int) -> np.ndarray:
         if path.stat().st_size > max_bytes:
             raise WorldtuneError(f"{path} is larger than the {max_bytes} bytes admitted here. Look at its origin.")
         with safe_open(path, framework="numpy") as file:
+            kind = file.get_slice(SAFETENSORS_KEY).get_dtype()
+            if kind not in SAFETENSORS_TYPES:
+                expected = ", ".join(SAFETENSORS_TYPES)
+                raise WorldtuneError(f"{path} holds a tensor of type {kind}; expected {expected}. Save it as float16.")
             return file.get_tensor(SAFETENSORS_KEY)
     except (OSError, SafetensorError) as error:
         raise WorldtuneError(f"{path} cannot be read: {error}. Expected a tensor {SAFETENSORS_KEY!r}.") from error
