@@ -10,7 +10,7 @@ from worldtune.dataset.cuts import find_cuts
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.manifest import read_manifest
 from worldtune.dataset.spans import COLUMNS
-from worldtune.dataset.validate import conclude, examine
+from worldtune.dataset.validate import conclude, draw_splits, examine
 from worldtune.media.video import read_frames, write_video
 
 SCENES = ((200, 30, 30), (10, 60, 10), (30, 30, 200))
@@ -133,6 +133,23 @@ def test_a_part_that_a_list_names_too_is_one_clip_with_the_lists_caption(cut_sou
     assert sorted(clips) == sorted(set(clips))
     cut_source.captions()
     assert caption_path(cut_source.root, part["clip_id"]).read_text() == "Listed.\n"
+
+
+def test_parts_of_a_video_are_on_one_side_of_the_split(cut_source, fake_encoder):
+    for name in "abcd":
+        write_video(cut_source.folder / f"{name}.mp4", film(), 24)
+    cut_source.options |= {"cut": {"scenes": False, "min_s": 0.2, "max_s": 0.25}, "held_out_fraction": 0.5}
+    for name in "abcd":
+        (cut_source.folder / f"{name}.txt").write_text("A film.")
+    cuts(cut_source)
+    cut_source.all_stages()
+    rows = [row for row in examine("tiny", cut_source.config, datasets=cut_source.datasets).rows if row["split"]]
+    sides = {(row["source_key"], row["split"]) for row in rows}
+    assert len(rows) > len(sides) == 4
+    assert {split for _, split in sides} == {"train", "held_out"}
+    only = [dict(row) for row in rows if row["source_key"] == "a.mp4"]
+    draw_splits(only, 0.5)
+    assert {row["split"] for row in only} == {"train", "held_out"}
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ class DatasetConfig(BaseModel):
     """Jobs of each stage. A few hundred clips a shard are a good number; a change makes every manifest again, but no
     clip whose file is there."""
     held_out_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
-    """Share of the clips that are kept out of training; at least one is."""
+    """Share of the clips that are kept out of training; at least one is. Parts of one video stay together."""
     min_clips: int = Field(default=2, ge=2)
     """Usable clips without which the dataset is not fit to train on."""
     min_frames: PositiveInt = 121

@@ -58,7 +58,7 @@ from worldtune.dataset.t5 import STAGE as T5_STAGE
 from worldtune.dataset.verification import read_captions, verify_files
 from worldtune.formats.controls import FILE_CONTROLS
 
-VERSION = 4
+VERSION = 5
 
 FETCH_COLUMNS: dict[str, Columns] = {"hdvila": HDVILA_COLUMNS, "huggingface": REPOSITORY_COLUMNS}
 """Columns of stage fetch_videos, by the kinds of dataset that have it."""
@@ -118,7 +118,7 @@ def examine(name: str, config: DatasetConfig, *, datasets: Path = Path("datasets
     captions = _check_files(root, rows, config, threads)
     if config.views:
         _join_views(rows, config)
-    _draw_splits(rows, config.held_out_fraction)
+    draw_splits(rows, config.held_out_fraction)
     details = {row["clip_id"]: _details(row, tables, captions, config) for row in rows}
     alike = find_alike(rows, details)
     leaks = mark_leaks(alike, details)
@@ -369,12 +369,19 @@ def held_out_draw(identifier: str) -> float:
     return int(digest({"held_out": identifier}, SPLIT_DIGITS), 16) / 16**SPLIT_DIGITS
 
 
-def _draw_splits(rows: Iterable[Row], fraction: float) -> None:
-    """Set the split of each usable clip; both splits get at least one if there are two clips. Views stay together."""
+def draw_splits(rows: Iterable[Row], fraction: float) -> None:
+    """Set the split of each usable clip of the table; both splits get at least one if there are two clips.
+
+    Views of a scene stay together, and so do parts of a video, which show the same things a moment later. The parts of
+    the only video are drawn one by one.
+    """
+    usable = [row for row in rows if row["status"] == "ok"]
+    has_several = len({row["source_key"] for row in usable}) > 1
     units: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["status"] == "ok":
-            units[row.get("scene") or row["clip_id"]].append(row)
+    for row in usable:
+        # The id of a clip that is a whole video.
+        video = clip_id(row["source_key"]) if has_several else row["clip_id"]
+        units[row.get("scene") or video].append(row)
     drawn = sorted(units, key=held_out_draw)
     splits = {unit: "held_out" if held_out_draw(unit) < fraction else "train" for unit in drawn}
     if drawn:
