@@ -278,7 +278,7 @@ def test_what_was_measured_alone_is_found_by_training(runs: Runs) -> None:
     runs.run()
     before = runs.attempts
     runs.workspace.edit(recipe, {"learning_rate = 1e-3": "learning_rate = 3e-3"})
-    assert runs.workspace.snakemake("results/tiny/preflight.json").finished == ("training_values", "preflight")
+    assert runs.workspace.snakemake("results/tiny/preflight.json").finished == ("preflight", "training_values")
     attempts = (runs.root / "results/tiny/attempts").iterdir()
     attempt = max(attempts, key=lambda path: (path / "preflight.json").stat().st_mtime_ns)
     record = json.loads((runs.root / "results/tiny/preflight.json").read_text())
