@@ -1,19 +1,20 @@
 """What config/config.yaml may say of the networks that annotate clips, a description under each field."""
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 
-class Annotator(BaseModel):
+class Annotator(BaseModel, ABC):
     """One network, or several, that make a control from a clip's frames."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @property
+    @abstractmethod
     def models(self) -> tuple[str, ...]:
         """Folders below checkpoints/ that hold the networks."""
-        raise NotImplementedError
 
     @property
     def reads_captions(self) -> bool:
