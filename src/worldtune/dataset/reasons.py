@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from worldtune.dataset.advice import rule_of
+from worldtune.dataset.advice import force_command, rule_of
 
 REASON_SEPARATOR = " | "
 
@@ -28,23 +28,22 @@ MENDS: dict[str, str] = {
     "unreadable parquet file": "The repository's file is damaged or holds no videos; tell its author, or name a "
     "`folder` without it.",
     "no caption": "Write NAME.txt beside NAME.mp4, or a line of the list of captions; where a captioner gave none, "
-    "mend what stands after the colon, then `--forcerun make_captions`; or raise `captioner.tries`, or take another "
-    "model.",
+    f"mend what stands after the colon, then {force_command('...', 'make_captions')}; or raise `captioner.tries`, or "
+    "take another model.",
     "no structured caption": "Raise `captioner.tries`, take another model, or ask for dense captions.",
     "no answer": "`make retry DATASET=...` asks the captioner again.",
     "caption unreadable": 'Save the caption as UTF-8 text, or as JSON with a text "caption".',
     "text embedding unusable": "Give the embedding again, as `layout` says; what is wrong stands after the colon.",
     "no text embedding": "Give the embedding of the video, or set `text` to made.",
-    "text embedding out of date": "Make it anew: `--forcerun t5`.",
-    "text embedding too long": "Make it anew (`--forcerun t5`), or raise `text_max_tokens` as far as the recipe "
-    "admits.",
+    "text embedding out of date": f"Make it anew: {force_command('...', 't5')}.",
+    "text embedding too long": f"Make it anew ({force_command('...', 't5')}), or raise `text_max_tokens` as far as "
+    "the recipe admits.",
     "KIND unusable": "Make the control again as the section Controls of config/README.md says; what is wrong stands "
     "after the colon.",
     "KIND not made": "What the network could not do stands after the colon; give the control, or remove the clip.",
     "KIND died": "`make retry DATASET=...` tries again; if it dies again, look at the clip and its control.",
-    "KIND out of date": "The video has changed since. Make it anew: `--forcerun controls`, or `--forcerun annotate` "
-    "where a network makes it.",
-    "KIND misplaced": "Delete the control in the dataset's folder and make it anew: `--forcerun controls`, or "
+    "KIND out of date": "The video has changed since; the command in the clip's own words makes it anew.",
+    "KIND misplaced": f"Delete the control in the dataset's folder, then {force_command('...', 'controls')}, or "
     "`--forcerun annotate` where a network makes it.",
     "file gone": "The command in the clip's own words makes it again, and only what is missing.",
     "file changed": "Delete the file, which is not what its stage made; then the command in the clip's own words makes "
