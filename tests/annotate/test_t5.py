@@ -3,7 +3,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -11,11 +10,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 import worldtune.annotate.t5 as t5
-from worldtune.annotate.protocol import folder_sha256
 from worldtune.annotate.t5 import TextEncoder, load_encoder
 from worldtune.annotate.t5_parallel import ParallelTextEncoder
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import write_json
 
 WORDS = ["a", "dog", "cat", "runs", "jumps", "over", "the", "fence"]
 
@@ -124,31 +121,3 @@ def test_batches_hold_the_wanted_number_of_tokens(monkeypatch):
     lengths = [1, 2, 3, 3, 9]
     assert list(t5._batches(range(5), lengths)) == [[0, 1], [2, 3], [4]]
     assert list(t5._batches([], [])) == []
-
-
-def test_missing_weights_are_no_random_numbers(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "damaged")
-    weights = load_file(folder / "model.safetensors")
-    del weights["encoder.block.1.layer.0.SelfAttention.q.weight"]
-    save_file(weights, tmp_path / "damaged/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WorldtuneError, match="lacks weights"):
-        TextEncoder(tmp_path / "damaged", "cpu")
-
-
-def test_folder_without_an_encoder(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(WorldtuneError, match="cannot be loaded as a T5 encoder"):
-        TextEncoder(tmp_path, "cpu")
-
-
-def test_hash_is_of_the_content(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "copy")
-    assert folder_sha256(tmp_path / "copy") == folder_sha256(folder)
-    (tmp_path / "copy/config.json").write_text("{}")
-    assert folder_sha256(tmp_path / "copy") != folder_sha256(folder)
-    write_json(tmp_path / "copy/files.json", {"config.json": "0"})
-    listed = folder_sha256(tmp_path / "copy")
-    (tmp_path / "copy/config.json").write_text("{ }")
-    assert folder_sha256(tmp_path / "copy") == listed
-    with pytest.raises(WorldtuneError, match="does not exist"):
-        folder_sha256(tmp_path / "none")

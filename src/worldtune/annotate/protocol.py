@@ -4,10 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from worldtune.checkpoint.catalogue import FILE_LIST
-from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import digest, read_json, sha256_file
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClipToAnnotate:
@@ -36,23 +32,6 @@ class ClipAnnotator(Protocol):
             WorldtuneError: this clip cannot be annotated; the message says why.
         """
         ...
-
-
-def folder_sha256(folder: Path) -> str:
-    """Return a digest of the files of a network's folder, from its list of hashes where there is one.
-
-    Raises:
-        WorldtuneError: the folder is not there or empty.
-    """
-    if (folder / FILE_LIST).exists():
-        return digest(read_json(folder / FILE_LIST))
-    fetch = f"Fetch it: `snakemake {folder}/{FILE_LIST}`."
-    if not folder.is_dir():
-        raise WorldtuneError(f"{folder} does not exist; a network is expected there. {fetch}")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    if not files:
-        raise WorldtuneError(f"{folder} is empty; a network is expected there. {fetch}")
-    return digest({path.name: sha256_file(path) for path in files})
 
 
 def choose_device(device: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, T5EncoderModel
 
+from worldtune.annotate.pretrained import load_network, reading
 from worldtune.annotate.protocol import choose_device
 from worldtune.common.errors import WorldtuneError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NETWORK = "a T5 encoder"
 TOKENS_PER_BATCH = 8192
 """Tokens, padding included, that go through the encoder at once."""
 
@@ -69,18 +71,10 @@ class TextEncoder:
         """
         self.device = torch.device(choose_device(device))
         dtype = getattr(torch, precision_on(self.device.type))
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model, report = T5EncoderModel.from_pretrained(
-                folder, local_files_only=True, dtype=dtype, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise WorldtuneError(f"{folder} cannot be loaded as a T5 encoder: {error}. Fetch it again.") from error
-        # transformers would fill what is missing with random numbers and go on.
-        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if missing:
-            raise WorldtuneError(f"{folder} lacks weights of the T5 encoder: {', '.join(missing[:5])}. Fetch it again.")
-        self.model.to(self.device).eval()
+        # A whole T5 has a decoder, which the class leaves out by itself, and some have a head of their own for words.
+        self.model = load_network(T5EncoderModel, folder, NETWORK, dtype=dtype, not_used=r"lm_head\.").to(self.device)
+        with reading(folder, NETWORK):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         logger.info("text encoder %s on %s in %s", folder, self.device, dtype)
 
     @property

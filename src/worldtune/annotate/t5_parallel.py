@@ -8,9 +8,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
-from transformers import AutoConfig
-
-from worldtune.annotate.t5 import TextEmbedding, TextEncoder, precision_on
+from worldtune.annotate.pretrained import check_type, reading
+from worldtune.annotate.t5 import NETWORK, TextEmbedding, TextEncoder, precision_on
 from worldtune.common.errors import WorldtuneError
 
 TEXTS_PER_TURN = 64
@@ -35,10 +34,9 @@ class ParallelTextEncoder:
         self.folder = folder
         self.devices = tuple(devices)
         self.precision = precision_on(devices[0])
-        try:
-            self.channels = int(AutoConfig.from_pretrained(folder, local_files_only=True).d_model)
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise WorldtuneError(f"{folder} cannot be loaded as a T5 encoder: {error}. Fetch it again.") from error
+        config = check_type(folder, "t5", NETWORK)
+        with reading(folder, NETWORK):
+            self.channels = int(config["d_model"])
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[int, TextEmbedding]]:
         """Yield (position in `texts`, embedding) for each text, in the order in which they are done.

@@ -81,7 +81,7 @@ def _embed(
 ) -> list[dict[str, Any]]:
     """Return a row for each usable caption, from the ledger where caption and encoder are as they were."""
     # Imported here: the encoder's libraries take seconds, and reading this module's columns must not need them.
-    from worldtune.annotate.protocol import folder_sha256
+    from worldtune.annotate.folder_hash import folder_sha256
     from worldtune.annotate.t5 import load_encoder
 
     root = ledger.root
