@@ -66,7 +66,7 @@ def test_weights_that_are_missing_of_another_shape_or_unknown_are_named(folder):
 
 def test_what_the_caller_does_not_use_may_be_there(folder):
     change_weights(folder, lambda weights: weights.update({"lm_head.weight": torch.zeros(16, 8)}))
-    with pytest.raises(WorldtuneError, match="knows nothing of: lm_head.weight"):
+    with pytest.raises(WorldtuneError, match=r"knows nothing of: lm_head\.weight"):
         load(folder)
     assert load(folder, not_used=r"lm_head\.").config.num_layers == 2
 
@@ -83,7 +83,7 @@ def test_another_type_of_network_is_refused(folder):
 
 
 def test_missing_and_damaged_files_are_named(folder, tmp_path):
-    with pytest.raises(WorldtuneError, match="none does not exist; a network is expected there. Fetch it"):
+    with pytest.raises(WorldtuneError, match="none does not exist; a network is expected there"):
         load(tmp_path / "none")
     weights = (folder / "model.safetensors").read_bytes()
     for content in (b"", weights[:100], weights[:-100], b"\xff" * 100):

@@ -1,4 +1,4 @@
-"""What a network's folder holds, as one digest; folders that were put there by hand are hashed once, not in each job."""
+"""What a network's folder holds, as one digest; folders put there by hand are hashed once, not in each job."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 HASHES_FILE, LOCK_FILE = ".hashes.json", ".hashes.lock"
 """Hidden files in the folder: what was hashed before, and the lock of the job that hashes."""
 SETTLED_S = 2.0
-"""Seconds since a file's last change from which its times tell another change apart; some file systems count seconds."""
+"""A file that changed this many seconds ago has another time if it changes now; some file systems count seconds."""
 FORGOTTEN = "%s: the hashes of its files cannot be remembered there (%s); each job reads all of them"
 
 

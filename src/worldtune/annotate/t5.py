@@ -12,7 +12,6 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from worldtune.annotate.pretrained import load_network, reading
 from worldtune.annotate.protocol import choose_device
-from worldtune.common.errors import WorldtuneError
 
 if TYPE_CHECKING:
     from worldtune.annotate.t5_parallel import ParallelTextEncoder
@@ -23,8 +22,8 @@ Precision = Literal["bfloat16", "float32"]
 
 NETWORK = "a T5 encoder"
 TOKENS_PER_BATCH = 8192
-"""Tokens, padding included, that go through the encoder at once on a GPU. On the CPU each text goes alone: one fills its
-cores, and padding is only more to compute (benchmarks/README.md)."""
+"""Tokens, padding included, that go through the encoder at once on a GPU. On the CPU each text goes alone: one fills
+its cores, and padding is only more to compute (benchmarks/README.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,7 +186,9 @@ class Catalogue(Entry):
         folder = checkpoints / name
         files = own_files(folder) if folder.is_dir() else []
         if not files:
-            raise WorldtuneError(f"{key} = {name!r}, but {folder} is no folder with files. Put the network's files there.")
+            raise WorldtuneError(
+                f"{key} = {name!r}, but {folder} is no folder with files. Put the network's files there."
+            )
         return files
 
 

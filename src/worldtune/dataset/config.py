@@ -159,8 +159,8 @@ class DatasetConfig(BaseModel):
     text_max_tokens: PositiveInt = 512
     """Longer captions are cut to this number of tokens."""
     text_precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type that the T5 encoder computes in, on GPUs and CPUs alike; a change makes the embeddings again, whose files hold
-    float16 in either case. float32 is as published, slower on GPUs, and takes twice the memory."""
+    """Type that the T5 encoder computes in, on GPUs and CPUs alike; a change makes the embeddings again, whose files
+    hold float16 in either case. float32 is as published, slower on GPUs, and takes twice the memory."""
     world: Literal["objects", "driving"] = "objects"
     """What is rendered (kind synthetic): moving objects, or streets as cameras on a car see them."""
     num_clips: PositiveInt | None = None
