@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import av
@@ -23,7 +24,7 @@ from pycocotools import mask as coco
 from train_controls import LIGHT, edge_times, scene, timed, vis_times
 from transformers import T5Config, T5EncoderModel
 
-from worldtune.annotate.t5 import TextEncoder
+from worldtune.annotate.t5 import TOKENS_PER_BATCH, TextEncoder
 from worldtune.dataset.scenes import scene_names
 from worldtune.demo.scenes import plan_scene
 from worldtune.demo.text_encoder import make_tokenizer
@@ -33,6 +34,8 @@ from worldtune.media.video import read_frames, write_video
 WINDOW = 121
 CLIP_FRAMES = 242
 MAX_TOKENS = 512
+FEW_TOKENS = 512
+"""Tokens of a batch that stays within the caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,23 +120,37 @@ def edge_vis(bench: Bench) -> None:
 
 
 def t5(bench: Bench) -> None:
-    """Embed prompts of a sentence to five, in batches and one at a time."""
+    """Embed prompts alone, as the stage does on a CPU, in batches as on a GPU, and in half precision."""
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(bench.folder)
-    sizes = {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 6, "num_heads": 8}
+    sizes = {"d_model": 1024, "d_kv": 64, "d_ff": 4096, "num_layers": 4, "num_heads": 16}
     torch.manual_seed(0)
     T5EncoderModel(T5Config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, **sizes)).save_pretrained(
         bench.folder
     )
-    encoder = TextEncoder(bench.folder, "auto")
-    sentences = [plan_scene(name, seed=0).caption for name in scene_names(bench.prompts)]
-    prompts = [" ".join(sentences[first : first + 1 + first % 5]) for first in range(bench.prompts)]
-    batched, single = bench.fastest(
-        lambda: list(encoder.encode(prompts, MAX_TOKENS)),
-        lambda: [list(encoder.encode([prompt], MAX_TOKENS)) for prompt in prompts],
+    alone, half, batched, few = (
+        TextEncoder(bench.folder, "cpu", precision) for precision in ("float32", "bfloat16", "float32", "float32")
     )
-    name = f"T5 ({sizes['num_layers']} layers of {sizes['d_model']}), batched"
-    row(name, "one prompt at a time", batched, single, len(prompts), "prompts/s")
+    batched.tokens_per_batch, few.tokens_per_batch = TOKENS_PER_BATCH, FEW_TOKENS
+    ways = {
+        f"batches of {TOKENS_PER_BATCH} tokens": batched,
+        f"batches of {FEW_TOKENS} tokens": few,
+        "alone, bfloat16": half,
+    }
+
+    def embed(encoder: TextEncoder, prompts: list[str]) -> None:
+        for _ in encoder.encode(prompts, MAX_TOKENS):
+            pass
+
+    sentences = [plan_scene(name, seed=0).caption for name in scene_names(bench.prompts)]
+    captions = [" ".join(sentences[first : first + 1 + first % 5]) for first in range(bench.prompts)]
+    words = [" ".join(sentence.split()[:4]) for sentence in sentences]
+    for prompts in (captions, words):
+        lengths = [len(tokens) for tokens in tokenizer(prompts)["input_ids"]]
+        name = f"T5 ({sizes['num_layers']} layers of {sizes['d_model']}), {min(lengths)} to {max(lengths)} tokens"
+        baseline, *others = bench.fastest(*(partial(embed, way, prompts) for way in (alone, *ways.values())))
+        for way, seconds in zip(ways, others, strict=True):
+            row(f"{name}, {way}", "each text alone, float32", seconds, baseline, len(prompts), "prompts/s")
 
 
 def rle(bench: Bench) -> None:

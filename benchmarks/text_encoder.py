@@ -1,11 +1,11 @@
-"""Prompts a second of the T5 encoder: by length in batches, against one at a time as the original does it.
+"""Prompts a second of the T5 encoder as the stage runs it: by length in batches on a GPU, each alone on the CPU.
 
     python benchmarks/text_encoder.py --size 11b --prompts 2048 --folder DIR     # one GPU, 10 GB of disk
     python benchmarks/text_encoder.py --size tiny --prompts 256 --folder DIR --device cpu
 
 Weights are random: speed does not depend on them. They are written to --folder as the hub has them and loaded by the
-class that the stage uses, `worldtune.annotate.t5.TextEncoder`. The baseline is one prompt at a time in float32, padded
-to 512 tokens (spec/transfer1-training.md 6.3), of the same prompts, as many as its seconds admit.
+class that the stage uses, `worldtune.annotate.t5.TextEncoder`. The baseline is the original's way, one prompt at a time
+in float32, padded to 512 tokens (spec/transfer1-training.md 6.3), of the same prompts, as many as its seconds admit.
 """
 
 import argparse
@@ -63,12 +63,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--baseline-seconds", type=float, default=30.0, help="length of the baseline's part")
     arguments = parser.parse_args()
     parameters = write_encoder(arguments.folder, arguments.size)
     prompts = make_prompts(arguments.prompts, seed=0)
     started = time.perf_counter()
-    encoder = TextEncoder(arguments.folder, arguments.device)
+    encoder = TextEncoder(arguments.folder, arguments.device, arguments.precision)
     device = encoder.device
     loaded = time.perf_counter() - started
     next(encoder.encode(prompts[:1], MAX_TOKENS))
@@ -93,7 +94,8 @@ def main() -> None:
             done += 1
     baseline = done / (time.perf_counter() - started)
     print(f"one at a time, float32, padded to {MAX_TOKENS}: {baseline:.2f} prompts/s ({done} prompts; baseline)")
-    print(f"in batches by length, {precision}: {batched:.2f} prompts/s = {batched / baseline:.1f} x baseline")
+    way = "alone" if encoder.tokens_per_batch == 1 else "in batches by length"
+    print(f"{way}, {precision}: {batched:.2f} prompts/s = {batched / baseline:.1f} x baseline")
     if device.type == "cuda":
         print(f"peak memory of the batches: {peak:.1f} GiB")
 

@@ -44,6 +44,9 @@ from worldtune.workflow.resources import (
 PYTHON = sys.executable
 # Snakemake lowers it to the cores that it has here.
 ALL_CORES = 4096
+# Cores of a job that runs a network: two on this machine would share its first GPU, or its memory and cores where there
+# is none. On SLURM gres gives each job GPUs of its own, and cpus_per_task the cores.
+NETWORK_THREADS = ALL_CORES
 # Snakemake sets the numbers of threads to a job's cores: too many where processes share them, and on a cluster where
 # ALL_CORES is not lowered.
 OWN_THREADS = "unset OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS;"
@@ -224,15 +227,22 @@ def partition(kind):
 
 
 def text_encoder(wildcards):
-    """The list of files of a dataset's text encoder; nothing where its embeddings are given."""
+    """The files of a dataset's text encoder; nothing where its embeddings are given."""
     config = DATASETS[wildcards.dataset]
-    given = config.text == "given"
-    return [] if given else f"checkpoints/{config.text_encoder}/files.json"
+    if config.text == "given":
+        return []
+    key = f"{config_path()}: datasets.{wildcards.dataset}.text_encoder"
+    return network_files(config.text_encoder, key)
 
 
 def needs_text_gpus(config):
     """Whether the text embeddings of a dataset are made by an encoder of full size."""
     return config.kind != "synthetic" and config.text == "made"
+
+
+def text_threads(wildcards):
+    """Cores of a text embedding job: few where embeddings are given, or the encoder is the small one of a demo."""
+    return NETWORK_THREADS if needs_text_gpus(DATASETS[wildcards.dataset]) else 2
 
 
 def text_gres(wildcards):
@@ -263,12 +273,7 @@ def text_mem_mb(wildcards):
 
 def network_files(name, key):
     """What a job waits for of a network's folder: the list of a fetched one, or the files put there by hand."""
-    CATALOGUE.check_available(name, key, Path("checkpoints"))
-    if name in {request.name for request in CATALOGUE.requests}:
-        return [f"checkpoints/{name}/files.json"]
-    return sorted(
-        str(path) for path in Path(f"checkpoints/{name}").iterdir() if path.is_file()
-    )
+    return list(map(str, CATALOGUE.network_files(name, key, Path("checkpoints"))))
 
 
 def captioner_model(wildcards):
@@ -281,8 +286,8 @@ def captioner_model(wildcards):
 
 
 def captioner_threads(wildcards):
-    """Cores of a job that makes captions: two that run a model would share this machine's first GPU."""
-    return ALL_CORES if captioner_model(wildcards) else 4
+    """Cores of a job that makes captions: few where a server has the model."""
+    return NETWORK_THREADS if captioner_model(wildcards) else 4
 
 
 def captioner_partition(wildcards):

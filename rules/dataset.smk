@@ -203,20 +203,21 @@ rule t5:
         "logs/t5/{dataset}_{shard}.log",
     benchmark:
         "benchmark_records/t5/{dataset}_{shard}.tsv"
-    threads: 2
+    threads: text_threads
     resources:
         slurm_partition=partition("gpu"),
         slurm_account=PROJECT.cluster.account,
         constraint=PROJECT.cluster.constraint,
         slurm_extra=slurm_extra(PROJECT.cluster),
         gres=text_gres,
+        cpus_per_task=4,
         mem_mb=text_mem_mb,
         runtime=240,
     params:
         **stage_params("t5"),
     shell:
-        "{PYTHON:q} src/scripts/t5.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
-        " --expect {params.expect} > {log:q} 2>&1"
+        "({OWN_THREADS} {PYTHON:q} src/scripts/t5.py --dataset {wildcards.dataset:q} --shard {wildcards.shard:q}"
+        " --expect {params.expect}) > {log:q} 2>&1"
 
 
 rule controls:
@@ -271,8 +272,7 @@ rule annotate:
         "logs/annotate/{dataset}_{control}_{shard}.log",
     benchmark:
         "benchmark_records/annotate/{dataset}_{control}_{shard}.tsv"
-    # Two jobs would share this machine's first GPU. On SLURM cpus_per_task holds.
-    threads: ALL_CORES
+    threads: NETWORK_THREADS
     resources:
         slurm_partition=partition("gpu"),
         slurm_account=PROJECT.cluster.account,
@@ -305,8 +305,7 @@ rule cache_latents:
         num_frames=r"\d+",
         resolution=r"\d+",
         precision=r"[a-z]+\d+",
-    # Two jobs would share this machine's first GPU. On SLURM cpus_per_task holds.
-    threads: ALL_CORES
+    threads: NETWORK_THREADS
     resources:
         slurm_partition=partition("gpu"),
         slurm_account=PROJECT.cluster.account,

@@ -84,5 +84,5 @@ def test_a_prompt_without_a_word_is_refused(detector, frame):
 
 
 def test_a_folder_without_a_network_is_refused(tmp_path):
-    with pytest.raises(WorldtuneError, match="cannot be loaded as GroundingDINO"):
+    with pytest.raises(WorldtuneError, match=r"config\.json does not exist; GroundingDINO has one"):
         Detector(tmp_path, "cpu")

@@ -3,7 +3,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -11,11 +10,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 import worldtune.annotate.t5 as t5
-from worldtune.annotate.protocol import folder_sha256
 from worldtune.annotate.t5 import TextEncoder, load_encoder
 from worldtune.annotate.t5_parallel import ParallelTextEncoder
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import write_json
 
 WORDS = ["a", "dog", "cat", "runs", "jumps", "over", "the", "fence"]
 
@@ -39,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(folder):
-    return TextEncoder(folder, "cpu")
+    return TextEncoder(folder, "cpu", "float32")
 
 
 def encode(encoder, texts, max_tokens=16):
@@ -57,7 +54,7 @@ def test_each_text_has_its_tokens_and_the_end(encoder):
 
 def test_several_processes_give_what_one_gives(encoder, folder):
     texts = [" ".join(WORDS[: 1 + number % 7]) for number in range(20)]
-    several = ParallelTextEncoder(folder, ["cpu", "cpu"])
+    several = ParallelTextEncoder(folder, ["cpu", "cpu"], "float32")
     assert (several.channels, several.precision) == (encoder.channels, encoder.precision)
     expected, found = encode(encoder, texts, 6), encode(several, texts, 6)
     assert sorted(found) == list(range(20))
@@ -69,7 +66,7 @@ def test_several_processes_give_what_one_gives(encoder, folder):
 def test_each_gpu_has_its_process(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    encoder = load_encoder(folder, "auto")
+    encoder = load_encoder(folder, "auto", "bfloat16")
     assert isinstance(encoder, ParallelTextEncoder)
     assert encoder.devices == ("cuda:0", "cuda:1", "cuda:2")
     assert encoder.precision == "bfloat16"
@@ -80,14 +77,14 @@ def test_what_a_process_finds_wrong_is_said(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "damaged")
     (tmp_path / "damaged/model.safetensors").unlink()
     with pytest.raises(WorldtuneError, match="cannot be loaded as a T5 encoder"):
-        list(ParallelTextEncoder(tmp_path / "damaged", ["cpu"]).encode(["a dog"], 8))
+        list(ParallelTextEncoder(tmp_path / "damaged", ["cpu"], "float32").encode(["a dog"], 8))
 
 
 def test_half_precision_is_near(encoder, folder):
     texts = ["a dog runs", "the cat jumps over the fence"]
     expected = encode(encoder, texts)
-    half = TextEncoder(folder, "cpu")
-    half.model.to(torch.bfloat16)
+    half = TextEncoder(folder, "cpu", "bfloat16")
+    assert half.model.dtype == torch.bfloat16
     for index, embedding in encode(half, texts).items():
         one, other = embedding.tokens.ravel(), expected[index].tokens.ravel()
         assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999
@@ -95,11 +92,20 @@ def test_half_precision_is_near(encoder, folder):
 
 def test_padding_changes_nothing(encoder, monkeypatch):
     texts = ["a dog runs", "cat", "the dog jumps over the fence", "over"]
-    together = encode(encoder, texts)
-    monkeypatch.setattr(t5, "TOKENS_PER_BATCH", 1)
     alone = encode(encoder, texts)
+    monkeypatch.setattr(encoder, "tokens_per_batch", t5.TOKENS_PER_BATCH)
+    together = encode(encoder, texts)
     for index in range(len(texts)):
         np.testing.assert_allclose(together[index].tokens, alone[index].tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_on_the_cpu_an_embedding_does_not_depend_on_its_neighbours(folder, precision):
+    encoder = TextEncoder(folder, "cpu", precision)
+    texts = ["a dog runs", "cat", "the dog jumps over the fence", "a cat runs", "a dog runs"]
+    together = encode(encoder, texts)
+    for index, text in enumerate(texts):
+        np.testing.assert_array_equal(together[index].tokens, encode(encoder, [text])[0].tokens)
 
 
 def test_equal_to_the_model_padded_to_the_full_length(encoder):
@@ -119,36 +125,8 @@ def test_long_texts_are_cut_and_end_with_the_end(encoder):
     np.testing.assert_allclose(embeddings[0].tokens, embeddings[1].tokens, atol=1e-5)
 
 
-def test_batches_hold_the_wanted_number_of_tokens(monkeypatch):
-    monkeypatch.setattr(t5, "TOKENS_PER_BATCH", 8)
+def test_batches_hold_the_wanted_number_of_tokens():
     lengths = [1, 2, 3, 3, 9]
-    assert list(t5._batches(range(5), lengths)) == [[0, 1], [2, 3], [4]]
-    assert list(t5._batches([], [])) == []
-
-
-def test_missing_weights_are_no_random_numbers(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "damaged")
-    weights = load_file(folder / "model.safetensors")
-    del weights["encoder.block.1.layer.0.SelfAttention.q.weight"]
-    save_file(weights, tmp_path / "damaged/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WorldtuneError, match="lacks weights"):
-        TextEncoder(tmp_path / "damaged", "cpu")
-
-
-def test_folder_without_an_encoder(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(WorldtuneError, match="cannot be loaded as a T5 encoder"):
-        TextEncoder(tmp_path, "cpu")
-
-
-def test_hash_is_of_the_content(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "copy")
-    assert folder_sha256(tmp_path / "copy") == folder_sha256(folder)
-    (tmp_path / "copy/config.json").write_text("{}")
-    assert folder_sha256(tmp_path / "copy") != folder_sha256(folder)
-    write_json(tmp_path / "copy/files.json", {"config.json": "0"})
-    listed = folder_sha256(tmp_path / "copy")
-    (tmp_path / "copy/config.json").write_text("{ }")
-    assert folder_sha256(tmp_path / "copy") == listed
-    with pytest.raises(WorldtuneError, match="does not exist"):
-        folder_sha256(tmp_path / "none")
+    assert list(t5._batches(range(5), lengths, 8)) == [[0, 1], [2, 3], [4]]
+    assert list(t5._batches(range(5), lengths, 1)) == [[0], [1], [2], [3], [4]]
+    assert list(t5._batches([], [], 8)) == []

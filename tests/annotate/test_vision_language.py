@@ -10,7 +10,7 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from worldtune.annotate.answers import Question, SampledClip, Sampling
-from worldtune.annotate.protocol import folder_sha256
+from worldtune.annotate.folder_hash import folder_sha256
 from worldtune.annotate.vision_language import VisionLanguageModel
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_json
@@ -123,7 +123,9 @@ def test_folders_without_the_model_or_a_part_of_it(folder, tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["model.visual.patch_embed.proj.weight"]
     save_file(weights, tmp_path / "damaged/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WorldtuneError, match=r"lacks weights of the model: model\.visual\.patch_embed\.proj\.weight"):
+    with pytest.raises(
+        WorldtuneError, match=r"lacks weights of a Qwen3-VL model: model\.visual\.patch_embed\.proj\.weight"
+    ):
         VisionLanguageModel(tmp_path / "damaged", "cpu", max_frame_pixels=4096)
     config = json.loads((folder / "config.json").read_text())
     write_json(tmp_path / "damaged/config.json", config | {"model_type": "llava"})

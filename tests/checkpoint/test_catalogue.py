@@ -73,6 +73,24 @@ def test_what_is_asked_for_must_be_listed_or_there(catalogue: Catalogue, tmp_pat
     catalogue.check_available("my/own/x.pt", "base", tmp_path)
 
 
+def test_what_a_job_that_reads_a_network_waits_for(catalogue: Catalogue, tmp_path: Path) -> None:
+    assert catalogue.network_files("google-t5/t5-11b", "text_encoder", tmp_path) == [
+        tmp_path / "google-t5/t5-11b/files.json"
+    ]
+    with pytest.raises(WorldtuneError, match=r"^text_encoder = 'google-t5/t5-12b', but there .*did you mean google-t5"):
+        catalogue.network_files("google-t5/t5-12b", "text_encoder", tmp_path)
+    folder = tmp_path / "mine/encoder"
+    folder.mkdir(parents=True)
+    (folder / ".hashes.json").touch()
+    with pytest.raises(WorldtuneError, match=r"^text_encoder = 'mine/encoder', but .* is no folder with files"):
+        catalogue.network_files("mine/encoder", "text_encoder", tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).touch()
+    (folder / "onnx").mkdir()
+    expected = [folder / "config.json", folder / "model.safetensors"]
+    assert catalogue.network_files("mine/encoder", "text_encoder", tmp_path) == expected
+
+
 def test_a_repository_of_single_files_is_no_request(catalogue: Catalogue) -> None:
     with pytest.raises(WorldtuneError, match="is not in the checkpoint catalogue"):
         catalogue.find("nvidia/Cosmos-Transfer1-7B")

@@ -92,11 +92,10 @@ class FakeEncoder:
     """Stands for a T5 encoder: a text gives one token a word, of its length."""
 
     channels = 4
-    precision = "float32"
     texts: list[str] = []  # noqa: RUF012 - shared on purpose: a stage makes its own instance
 
-    def __init__(self, folder: Path, device: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, device: str, precision: str) -> None:
+        self.folder, self.precision = folder, precision
 
     def encode(self, texts, max_tokens):
         from worldtune.annotate.t5 import TextEmbedding

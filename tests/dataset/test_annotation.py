@@ -190,7 +190,7 @@ def test_a_control_can_be_given_and_made_in_turn(annotated):
 
 def test_a_network_without_some_weights_is_refused(annotated):
     (annotated.checkpoints / "tiny/depth/model.safetensors").unlink()
-    with pytest.raises(WorldtuneError, match="cannot be loaded as a depth network"):
+    with pytest.raises(WorldtuneError, match="cannot be loaded as a Depth-Anything network"):
         annotate(annotated)
 
 

@@ -66,17 +66,20 @@ def test_caption_that_is_taken_back_after_a_killed_job_is_embedded_again(caption
     assert path.read_bytes() == embedding
 
 
-@pytest.mark.parametrize("change", ["encoder", "max_tokens"])
-def test_another_encoder_or_length_does_all_again(captioned, fake_encoder, change):
+@pytest.mark.parametrize("change", ["encoder", "max_tokens", "precision"])
+def test_another_encoder_length_or_precision_does_all_again(captioned, fake_encoder, change):
     captioned.t5()
     fake_encoder.texts.clear()
     if change == "encoder":
         write_json(captioned.checkpoints / "worldtune/fake/files.json", {"model.safetensors": "1" * 64})
+    elif change == "precision":
+        captioned.options["text_precision"] = "float32"
     else:
         captioned.options["text_max_tokens"] = 3
     rows = rows_by_key(captioned.t5())
     assert len(fake_encoder.texts) == 2
     assert rows["b.mp4"]["truncated"] == (change == "max_tokens")
+    assert rows["b.mp4"]["precision"] == ("float32" if change == "precision" else "bfloat16")
 
 
 def test_a_caption_that_its_stage_did_not_write_is_not_embedded(captioned):

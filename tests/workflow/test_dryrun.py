@@ -72,6 +72,22 @@ def test_videos_of_a_repository_are_listed_fetched_and_cut_before_they_are_read(
     assert planned == {"list_repository": 1, **dict.fromkeys(stages, 4), "fetch_checkpoint": 1, "validate": 1}
 
 
+def test_a_text_encoder_that_was_put_there_by_hand_is_not_fetched(workspace: Workspace) -> None:
+    target, path = "datasets/my_videos/manifests/t5/0000.parquet", workspace.root / "config/config.yaml"
+    before = path.read_text()
+    # The first dataset that is not rendered.
+    path.write_text(before.replace("google-t5/t5-11b", "mine/encoder", 1))
+    result = workspace.snakemake("--dryrun", target, check=False)
+    assert result.returncode
+    assert "datasets.my_videos.text_encoder = 'mine/encoder', but there is no checkpoints/mine/encoder" in result.text
+    folder = workspace.root / "checkpoints/mine/encoder"
+    folder.mkdir(parents=True)
+    (folder / "config.json").touch()
+    assert counts(workspace.planned(target)) == {"captions": 1, "t5": 1}
+    shutil.rmtree(workspace.root / "checkpoints")
+    path.write_text(before)
+
+
 def test_a_text_encoder_of_another_width_stops_the_parse(workspace: Workspace) -> None:
     recipe = workspace.root / "config/recipes/narrow.toml"
     recipe.write_text('extends = "demo_edge_posttrain"\n[data]\ndataset = "my_videos"\ntext_tokens = 512\n')

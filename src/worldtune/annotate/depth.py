@@ -12,15 +12,17 @@ from typing import IO
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+from transformers import AutoImageProcessor, DepthAnythingForDepthEstimation
 
 from worldtune.annotate.depth_files import depth_writer
+from worldtune.annotate.pretrained import load_network, reading
 from worldtune.annotate.protocol import ClipToAnnotate, choose_device
 from worldtune.common.errors import WorldtuneError
 from worldtune.media.video import iterate_frames
 
 VERSION = 2
 
+NETWORK = "a Depth-Anything network"
 FRAMES_PER_BATCH = 8
 """Frames that are in memory, and go through the network, at once."""
 BICUBIC = 3
@@ -42,29 +44,21 @@ class DepthNetwork:
             lossless: whether each clip gets a file of 16 bits too.
 
         Raises:
-            WorldtuneError: the folder holds no such network, lacks some of its weights, or prepares its pictures in
+            WorldtuneError: the folder holds no such network (see pretrained.load_network), or prepares its pictures in
                 another way than Depth-Anything's.
         """
         self.bounds, self.lossless = bounds, lossless
         self.device = torch.device(choose_device(device))
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-        try:
+        self.model = load_network(DepthAnythingForDepthEstimation, folder, NETWORK, dtype=dtype).to(self.device)
+        with reading(folder, NETWORK):
             self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-            self.model, report = AutoModelForDepthEstimation.from_pretrained(
-                folder, local_files_only=True, dtype=dtype, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise WorldtuneError(f"{folder} cannot be loaded as a depth network: {error}. Fetch it again.") from error
-        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if missing:
-            raise WorldtuneError(f"{folder} lacks weights of the depth network: {', '.join(missing[:5])}.")
         steps = {name: getattr(self.processor, name, None) for name in ("do_resize", "do_rescale", "do_normalize")}
         if not all(steps.values()) or self.processor.do_pad or int(self.processor.resample) != BICUBIC:
             raise WorldtuneError(
                 f"{folder}/preprocessor_config.json has {steps}, do_pad {self.processor.do_pad}, resample "
                 f"{self.processor.resample}; expected the bicubic resizing and normalising of Depth-Anything-V2."
             )
-        self.model.to(self.device).eval()
 
     def prepare(self, frames: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """Return what the network takes, [T, 3, h, w] in its type on its device, as its image processor would.

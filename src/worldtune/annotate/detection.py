@@ -11,9 +11,11 @@ from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoObjectDetectionOutput
 
 from worldtune.annotate.objects import Candidate
+from worldtune.annotate.pretrained import load_network, reading
 from worldtune.annotate.protocol import choose_device
 from worldtune.common.errors import WorldtuneError
 
+NETWORK = "GroundingDINO"
 MAX_CAPTION_WORDS = 128
 """A caption is cut to these (spec/transfer1-training.md 6.6)."""
 PHRASE_ENDS = frozenset(".,;:!?")
@@ -56,20 +58,13 @@ class Detector:
             device: "cuda", "cpu", or "auto" for CUDA where there is one.
 
         Raises:
-            WorldtuneError: the folder holds no such network, or lacks some of its weights.
+            WorldtuneError: the folder holds no such network; see pretrained.load_network.
         """
         self.device = torch.device(choose_device(device))
-        try:
+        self.model = load_network(GroundingDinoForObjectDetection, folder, NETWORK, dtype=torch.float32)
+        with reading(folder, NETWORK):
             self.processor = GroundingDinoProcessor.from_pretrained(folder, local_files_only=True)
-            self.model, report = GroundingDinoForObjectDetection.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise WorldtuneError(f"{folder} cannot be loaded as GroundingDINO: {error}. Fetch it again.") from error
-        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if missing:
-            raise WorldtuneError(f"{folder} lacks weights of GroundingDINO: {', '.join(missing[:5])}.")
-        self.model.to(self.device).eval()
+        self.model.to(self.device)
 
     @torch.inference_mode()
     def search(self, frame: NDArray[np.uint8], prompt: str) -> Scores:

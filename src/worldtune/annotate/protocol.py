@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from worldtune.checkpoint.catalogue import FILE_LIST
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import digest, read_json, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -59,23 +57,6 @@ def full_memory_may_pass() -> Iterator[None]:
         # Its numbers differ from run to run, and reasons go into files that have equal bytes for equal content.
         logger.warning("%s", error)
         raise NetworkFailedError("the GPU's memory did not suffice") from error
-
-
-def folder_sha256(folder: Path) -> str:
-    """Return a digest of the files of a network's folder, from its list of hashes where there is one.
-
-    Raises:
-        WorldtuneError: the folder is not there or empty.
-    """
-    if (folder / FILE_LIST).exists():
-        return digest(read_json(folder / FILE_LIST))
-    fetch = f"Fetch it: `snakemake {folder}/{FILE_LIST}`."
-    if not folder.is_dir():
-        raise WorldtuneError(f"{folder} does not exist; a network is expected there. {fetch}")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    if not files:
-        raise WorldtuneError(f"{folder} is empty; a network is expected there. {fetch}")
-    return digest({path.name: sha256_file(path) for path in files})
 
 
 def choose_device(device: str) -> str:

@@ -13,6 +13,7 @@ from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 from worldtune.annotate.objects import Candidate
+from worldtune.annotate.pretrained import load_network
 from worldtune.annotate.protocol import choose_device
 from worldtune.annotate.tracking import IMAGENET_MEAN, IMAGENET_STD, ClipFrames, PreparedFrames
 from worldtune.common.errors import WorldtuneError
@@ -63,17 +64,10 @@ class TransformersTracker:
             device: "cuda", "cpu", or "auto" for CUDA where there is one.
 
         Raises:
-            WorldtuneError: the folder holds no such network, or lacks some of its weights.
+            WorldtuneError: the folder holds no such network; see pretrained.load_network.
         """
         self.device = torch.device(choose_device(device))
-        try:
-            self.model, report = Sam2VideoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise WorldtuneError(f"{folder} cannot be loaded as Sam2VideoModel: {error}. Fetch it again.") from error
-        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if missing:
-            raise WorldtuneError(f"{folder} lacks weights of SAM2: {', '.join(missing[:5])}.")
-        self.model.to(self.device).eval()
+        self.model = load_network(Sam2VideoModel, folder, "SAM2", dtype=torch.float32).to(self.device)
         self.mean, self.std = read_normalisation(folder)
 
     def open(self, frames: ClipFrames, *, reverse: bool) -> "_Session":

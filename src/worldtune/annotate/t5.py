@@ -4,22 +4,26 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer, T5EncoderModel
 
+from worldtune.annotate.pretrained import load_network, reading
 from worldtune.annotate.protocol import choose_device
-from worldtune.common.errors import WorldtuneError
 
 if TYPE_CHECKING:
     from worldtune.annotate.t5_parallel import ParallelTextEncoder
 
 logger = logging.getLogger(__name__)
 
+Precision = Literal["bfloat16", "float32"]
+
+NETWORK = "a T5 encoder"
 TOKENS_PER_BATCH = 8192
-"""Tokens, padding included, that go through the encoder at once."""
+"""Tokens, padding included, that go through the encoder at once on a GPU. On the CPU each text goes alone: one fills
+its cores, and padding is only more to compute (benchmarks/README.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,61 +36,47 @@ class TextEmbedding:
     """Whether the text had more tokens."""
 
 
-def precision_on(device: str) -> str:
-    """Return the name of the type that an encoder computes in on a device such as "cpu" or "cuda:0"."""
-    return "bfloat16" if device.startswith("cuda") else "float32"
-
-
-def load_encoder(folder: Path, device: str) -> "TextEncoder | ParallelTextEncoder":
+def load_encoder(folder: Path, device: str, precision: Precision) -> "TextEncoder | ParallelTextEncoder":
     """Return an encoder on a device, or one on each GPU that this process sees.
 
     Args:
         folder: a folder as transformers writes it.
         device: "cuda", "cpu", or "auto" for CUDA where there is one.
+        precision: type of weights and activations.
 
     Raises:
-        WorldtuneError: the folder does not hold a T5 encoder, or lacks some of its weights.
+        WorldtuneError: the folder does not hold a T5 encoder; see pretrained.load_network.
     """
     if choose_device(device) == "cuda" and torch.cuda.device_count() > 1:
         from worldtune.annotate.t5_parallel import ParallelTextEncoder
 
-        return ParallelTextEncoder(folder, [f"cuda:{number}" for number in range(torch.cuda.device_count())])
-    return TextEncoder(folder, device)
+        return ParallelTextEncoder(folder, [f"cuda:{number}" for number in range(torch.cuda.device_count())], precision)
+    return TextEncoder(folder, device, precision)
 
 
 class TextEncoder:
-    """A T5 encoder and its tokenizer: bfloat16 on a GPU, float32 on the CPU."""
+    """A T5 encoder and its tokenizer."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, precision: Precision) -> None:
         """Load both from `folder`; nothing is fetched.
 
         Args:
             folder: a folder as transformers writes it.
             device: "cuda", "cpu", or "auto" for CUDA where there is one.
+            precision: type of weights and activations.
 
         Raises:
-            WorldtuneError: the folder does not hold a T5 encoder, or lacks some of its weights.
+            WorldtuneError: the folder does not hold a T5 encoder; see pretrained.load_network.
         """
         self.device = torch.device(choose_device(device))
-        dtype = getattr(torch, precision_on(self.device.type))
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model, report = T5EncoderModel.from_pretrained(
-                folder, local_files_only=True, dtype=dtype, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise WorldtuneError(f"{folder} cannot be loaded as a T5 encoder: {error}. Fetch it again.") from error
-        # transformers would fill what is missing with random numbers and go on.
-        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if missing:
-            raise WorldtuneError(f"{folder} lacks weights of the T5 encoder: {', '.join(missing[:5])}. Fetch it again.")
-        self.model.to(self.device).eval()
+        self.precision = precision
+        self.tokens_per_batch = TOKENS_PER_BATCH if self.device.type == "cuda" else 1
+        dtype = getattr(torch, precision)
+        # A whole T5 has a decoder, which the class leaves out by itself, and some have a head of their own for words.
+        self.model = load_network(T5EncoderModel, folder, NETWORK, dtype=dtype, not_used=r"lm_head\.").to(self.device)
+        with reading(folder, NETWORK):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         logger.info("text encoder %s on %s in %s", folder, self.device, dtype)
-
-    @property
-    def precision(self) -> str:
-        """Name of the type that the encoder computes in."""
-        return precision_on(self.device.type)
 
     @property
     def channels(self) -> int:
@@ -96,13 +86,15 @@ class TextEncoder:
     def encode(self, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[int, TextEmbedding]]:
         """Yield (position in `texts`, embedding) for each text, shortest texts first.
 
-        Texts of about equal length go through the encoder together; longer ones than `max_tokens` are cut.
+        On a GPU texts of about equal length go through the encoder together; which ones do changes an embedding by
+        rounding only, since other kernels serve other shapes. On the CPU each goes alone, and its embedding is the same
+        bit by bit whatever else is asked for. Texts longer than `max_tokens` are cut.
         """
         # One more token than is kept shows which texts are cut.
         whole = self.tokenizer(list(texts), truncation=True, max_length=max_tokens + 1, verbose=False)["input_ids"]
         kept = self.tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
         order = sorted(range(len(texts)), key=lambda index: len(kept[index]))
-        for batch in _batches(order, [len(tokens) for tokens in kept]):
+        for batch in _batches(order, [len(tokens) for tokens in kept], self.tokens_per_batch):
             embeddings = self._encode_batch([kept[index] for index in batch])
             for index, tokens in zip(batch, embeddings, strict=True):
                 yield index, TextEmbedding(tokens=tokens, truncated=len(whole[index]) > max_tokens)
@@ -119,11 +111,11 @@ class TextEncoder:
         return [row[: len(tokens)] for row, tokens in zip(rows, token_ids, strict=True)]
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Cut an order of rising lengths into batches of at most TOKENS_PER_BATCH tokens with padding."""
+def _batches(order: Sequence[int], lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
+    """Cut an order of rising lengths into batches of so many tokens with padding, or of one text that has more."""
     batch: list[int] = []
     for index in order:
-        if batch and (len(batch) + 1) * lengths[index] > TOKENS_PER_BATCH:
+        if batch and (len(batch) + 1) * lengths[index] > tokens_per_batch:
             yield batch
             batch = []
         batch.append(index)

@@ -8,9 +8,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
-from transformers import AutoConfig
-
-from worldtune.annotate.t5 import TextEmbedding, TextEncoder, precision_on
+from worldtune.annotate.pretrained import check_type, reading
+from worldtune.annotate.t5 import NETWORK, Precision, TextEmbedding, TextEncoder
 from worldtune.common.errors import WorldtuneError
 
 TEXTS_PER_TURN = 64
@@ -26,19 +25,20 @@ Encoded = list[tuple[int, TextEmbedding]]
 class ParallelTextEncoder:
     """What TextEncoder does, by several processes; each loads the encoder when it gets its first texts."""
 
-    def __init__(self, folder: Path, devices: Sequence[str]) -> None:
-        """Take the folder of the encoder and a device for each process, such as "cuda:0"; nothing is loaded yet.
+    def __init__(self, folder: Path, devices: Sequence[str], precision: Precision) -> None:
+        """Take the folder of the encoder, a device for each process, such as "cuda:0", and the type to compute in.
+
+        Nothing is loaded yet.
 
         Raises:
             WorldtuneError: the folder does not hold a T5 encoder.
         """
         self.folder = folder
         self.devices = tuple(devices)
-        self.precision = precision_on(devices[0])
-        try:
-            self.channels = int(AutoConfig.from_pretrained(folder, local_files_only=True).d_model)
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise WorldtuneError(f"{folder} cannot be loaded as a T5 encoder: {error}. Fetch it again.") from error
+        self.precision = precision
+        config = check_type(folder, "t5", NETWORK)
+        with reading(folder, NETWORK):
+            self.channels = int(config["d_model"])
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[int, TextEmbedding]]:
         """Yield (position in `texts`, embedding) for each text, in the order in which they are done.
@@ -50,7 +50,7 @@ class ParallelTextEncoder:
         devices: SimpleQueue[str] = context.SimpleQueue()
         for device in self.devices:
             devices.put(device)
-        pool = ProcessPoolExecutor(len(self.devices), context, _start, (self.folder, devices))
+        pool = ProcessPoolExecutor(len(self.devices), context, _start, (self.folder, devices, self.precision))
         turns = iter(self._turns(texts))
         running: set[Future[Encoded]] = set()
         try:
@@ -83,18 +83,19 @@ class ParallelTextEncoder:
 
 _folder: Path
 _device: str
+_precision: Precision
 _encoder: TextEncoder | None = None
 
 
-def _start(folder: Path, devices: "SimpleQueue[str]") -> None:
-    global _folder, _device
-    _folder, _device = folder, devices.get()
+def _start(folder: Path, devices: "SimpleQueue[str]", precision: Precision) -> None:
+    global _folder, _device, _precision
+    _folder, _device, _precision = folder, devices.get(), precision
 
 
 def _encode(texts: list[tuple[int, str]], max_tokens: int) -> Encoded:
     global _encoder
     if _encoder is None:
         # Not when the process starts, where an error would break the pool and lose its words.
-        _encoder = TextEncoder(_folder, _device)
+        _encoder = TextEncoder(_folder, _device, _precision)
     encoded = _encoder.encode([text for _, text in texts], max_tokens)
     return [(texts[index][0], embedding) for index, embedding in encoded]

@@ -17,11 +17,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from worldtune.annotate.answers import Answer, Question, SampledClip, Sampling
+from worldtune.annotate.pretrained import load_network, reading
 from worldtune.annotate.protocol import choose_device
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
 
-MODEL_TYPE = "qwen3_vl"
+NETWORK = "a Qwen3-VL model"
+OTHER_MODELS = "Serve others by vLLM, and give its address as captioner.server."
 TEMPLATE_FILE = "chat_template.json"
 VIDEO = 2
 """Type of a video's tokens in mm_token_type_ids; that of text is 0."""
@@ -52,28 +54,16 @@ class VisionLanguageModel:
             max_frame_pixels: larger frames are made smaller.
 
         Raises:
-            WorldtuneError: the folder holds another model, or lacks some of its weights.
+            WorldtuneError: the folder holds no such model; see pretrained.load_network.
         """
         self.device = torch.device(choose_device(device))
-        found = read_json(folder / "config.json").get("model_type")
-        if found != MODEL_TYPE:
-            raise WorldtuneError(
-                f"{folder} holds a model of the type {found!r}; expected {MODEL_TYPE!r}. Serve others by vLLM, and "
-                "give its address as captioner.server."
-            )
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.model = load_network(
+            Qwen3VLForConditionalGeneration, folder, NETWORK, dtype=dtype, advice=OTHER_MODELS
+        ).to(self.device)
+        with reading(folder, NETWORK):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             self.images = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
-            self.model, report = Qwen3VLForConditionalGeneration.from_pretrained(
-                folder, local_files_only=True, dtype=dtype, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise WorldtuneError(f"{folder} cannot be loaded as a Qwen3-VL model: {error}. Fetch it again.") from error
-        # transformers would fill what is missing with random numbers and go on.
-        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if missing:
-            raise WorldtuneError(f"{folder} lacks weights of the model: {', '.join(missing[:5])}. Fetch it again.")
         self.template = self.tokenizer.chat_template or _read_template(folder)
         vision = self.model.config.vision_config
         self.frames_per_patch = int(vision.temporal_patch_size)
@@ -81,7 +71,6 @@ class VisionLanguageModel:
         # A side of fewer pixels than one merged patch has no token.
         side = vision.patch_size * self.merge
         self.size = {"shortest_edge": side**2, "longest_edge": max(max_frame_pixels, side**2)}
-        self.model.to(self.device).eval()
         logger.info("captioner %s on %s in %s", folder, self.device, dtype)
 
     def answer(self, clips: Sequence[SampledClip], question: Question, sampling: Sampling | None) -> list[Answer]:

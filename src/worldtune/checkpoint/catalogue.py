@@ -166,6 +166,36 @@ class Catalogue(Entry):
         except WorldtuneError as error:
             raise WorldtuneError(f"{key} = {name!r}, but there is no {checkpoints / name}. {error}") from error
 
+    def network_files(self, name: str, key: str, checkpoints: Path) -> list[Path]:
+        """Return what a job waits for that reads a network's folder; nothing is downloaded.
+
+        Args:
+            name: a folder below `checkpoints`.
+            key: where it is asked for, for the message.
+            checkpoints: folder of all checkpoints.
+
+        Returns:
+            The list of files of a folder that a rule provides; the files themselves where they were put there by hand.
+
+        Raises:
+            WorldtuneError: it is neither listed here nor there, or holds no files; the message has the nearest names.
+        """
+        self.check_available(name, key, checkpoints)
+        if name in {request.name for request in self.requests}:
+            return [checkpoints / name / FILE_LIST]
+        folder = checkpoints / name
+        files = own_files(folder) if folder.is_dir() else []
+        if not files:
+            raise WorldtuneError(
+                f"{key} = {name!r}, but {folder} is no folder with files. Put the network's files there."
+            )
+        return files
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Return the files of a folder by name, but not those in its subfolders, and none with a hidden name."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
 
 def load_catalogue(path: Path = CATALOGUE_FILE) -> Catalogue:
     """Read the catalogue.

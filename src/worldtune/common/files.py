@@ -135,6 +135,21 @@ def read_json(path: Path) -> Any:
         raise WorldtuneError(f"{path} is no valid JSON ({error}). Delete it and run the rule that makes it.") from error
 
 
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file; another process that wants it waits.
+
+    The kernel releases it with the process, however that ends.
+
+    Raises:
+        OSError: the file cannot be written, or the file system knows no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Make `target` a copy of `source` with a mode of its own, whole or not at all.
 

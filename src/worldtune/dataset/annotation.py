@@ -118,7 +118,8 @@ def _annotate(
     label: str,
 ) -> list[Row]:
     # Imported here: the networks' libraries take seconds, and reading this module's columns must not need them.
-    from worldtune.annotate.protocol import ClipToAnnotate, folder_sha256
+    from worldtune.annotate.folder_hash import folder_sha256
+    from worldtune.annotate.protocol import ClipToAnnotate
 
     root = ledger.root
     shared = {

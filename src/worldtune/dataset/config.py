@@ -158,6 +158,9 @@ class DatasetConfig(BaseModel):
     """T5 encoder for the captions, as a folder below checkpoints/."""
     text_max_tokens: PositiveInt = 512
     """Longer captions are cut to this number of tokens."""
+    text_precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type that the T5 encoder computes in, on GPUs and CPUs alike; a change makes the embeddings again, whose files
+    hold float16 in either case. float32 is as published, slower on GPUs, and takes twice the memory."""
     world: Literal["objects", "driving"] = "objects"
     """What is rendered (kind synthetic): moving objects, or streets as cameras on a car see them."""
     num_clips: PositiveInt | None = None

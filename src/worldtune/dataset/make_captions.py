@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from worldtune.annotate.protocol import folder_sha256
+from worldtune.annotate.folder_hash import folder_sha256
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_text
 from worldtune.common.progress import progress

@@ -14,7 +14,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "ingest": ("kind", "path", "listing", "min_frames", "version"),
     "captions": ("kind", "path", "listing", "version"),
     "make_captions": ("kind", "path", "listing", "captioner", "version"),
-    "t5": ("text", "given_texts", "text_store", "text_encoder", "text_max_tokens", "version"),
+    "t5": ("text", "given_texts", "text_store", "text_encoder", "text_max_tokens", "text_precision", "version"),
     "controls": ("control", "given", "version"),
     "annotate": ("control", "annotator", "prompts", "version"),
     "validate": (

@@ -21,7 +21,7 @@ from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifes
 from worldtune.dataset.text_files import store_inputs, take_texts, write_text_file
 from worldtune.dataset.verification import read_captions
 
-VERSION = 1
+VERSION = 2
 
 STAGE = "t5"
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def _embed(
 ) -> list[dict[str, Any]]:
     """Return a row for each usable caption, from the ledger where caption and encoder are as they were."""
     # Imported here: the encoder's libraries take seconds, and reading this module's columns must not need them.
-    from worldtune.annotate.protocol import folder_sha256
+    from worldtune.annotate.folder_hash import folder_sha256
     from worldtune.annotate.t5 import load_encoder
 
     root = ledger.root
@@ -97,6 +97,7 @@ def _embed(
             "caption_sha256": caption["caption_sha256"],
             "encoder_sha256": encoder_hash,
             "max_tokens": config.text_max_tokens,
+            "precision": config.text_precision,
             "version": VERSION,
         } | store_inputs(config)
         record = ledger.current(caption["clip_id"], inputs)
@@ -106,7 +107,7 @@ def _embed(
             rows[caption["clip_id"]] = record["row"]
     logger.info("%s: %d captions, %d of them as they were", label, len(rows) + len(todo), len(rows))
     if todo:
-        encoder = load_encoder(folder, device)
+        encoder = load_encoder(folder, device, config.text_precision)
         texts = _read_texts(root, [caption for caption, _ in todo], caption_stage(config)[0])
         embeddings = encoder.encode(texts, config.text_max_tokens)
         # In advance and together, since each waits for the disk.

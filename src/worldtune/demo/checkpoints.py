@@ -90,7 +90,7 @@ def make_checkpoints(
 def embed(folder: Path, captions: list[str]) -> Tensor:
     """Return the text encoder's embeddings of captions, padded with zeros (float32 [N, 64, C])."""
     text = torch.zeros(len(captions), TEXT_TOKENS, CHANNELS)
-    for index, embedding in TextEncoder(folder, "cpu").encode(captions, TEXT_TOKENS):
+    for index, embedding in TextEncoder(folder, "cpu", "float32").encode(captions, TEXT_TOKENS):
         text[index, : len(embedding.tokens)] = torch.from_numpy(embedding.tokens)
     return text
 

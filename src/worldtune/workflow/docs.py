@@ -52,7 +52,7 @@ DEPARTURES = """## Departures from the published recipes
   published trainer always crops to the size of resolution 720 and distorts smaller clips.
 * Places of keypoints are computed in single precision; in half precision, in which they are stored, they miss pixels.
 * The noise of given frames is the same on all tensor-parallel ranks; the published trainer draws it on each rank.
-* T5 runs in bfloat16 on a GPU (published: float32); the files are float16 in both.
+* T5 runs in bfloat16 where `text_precision` does not say float32 (published: float32); the files are float16 in both.
 * Several views: the text of every view has `data.text_tokens` tokens (published: the texts of all views are cut to 512
   together, with which the network cannot run), and tokens meet their own view's text under sequence parallelism too.
 * One driving view takes its own captions and the whole clip's folder layout (published: captions are replaced by the
