@@ -127,6 +127,7 @@ def test_colours_differ_and_lie_in_their_ranges(seed, count, saturation, value):
         ([{"segmentation_mask_rle": {"mask_shape": (6, 48, 64), "data": {"counts": b"\x01"}}}], "COCO's code"),
         ([{"segmentation_mask_rle": {"mask_shape": 5, "data": {"counts": b"1"}}}], "cannot be painted"),
         ([{"segmentation_mask_rle": {"mask_shape": (6, 48, 64), "data": {"counts": b"1"}}}], "another clip"),
+        ([{"segmentation_mask_rle": {"mask_shape": np.full((3, 2), 6), "data": {"counts": b"1"}}}], "mask_shape"),
         (
             [{"segmentation_mask_rle": encode_clip_mask(np.ones((6, 64, 48), bool))}],
             "expected (T, 48, 64)",

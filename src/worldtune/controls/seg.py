@@ -10,7 +10,7 @@ import numpy as np
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.protocol import Controlled, ControlSource, draw_integer
 from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
-from worldtune.formats.rle import decode_clip_mask, decode_runs
+from worldtune.formats.rle import decode_clip_mask, decode_runs, mask_shape
 from worldtune.recipe.schema import Control, SegControl
 
 EVALUATION_SEED = 0
@@ -72,13 +72,13 @@ def paint(
         areas = [int(decode_runs(mask["data"]["counts"])[1::2].sum()) for mask in masks]
         for number in sorted(range(len(masks)), key=lambda number: -areas[number]):
             # Its own size is checked before memory of that size is taken.
-            if tuple(masks[number].get("mask_shape", ()))[1:] != shape[1:]:
+            stated = mask_shape(masks[number])
+            if stated[1:] != shape[1:]:
                 raise WorldtuneError(
-                    f"a mask_shape is {masks[number].get('mask_shape')}; expected (T, {shape[1]}, {shape[2]}), the "
-                    "clip's height and width"
+                    f"a mask_shape is {stated}; expected (T, {shape[1]}, {shape[2]}), the clip's height and width"
                 )
             labels[decode_clip_mask(masks[number], start, shape[0])] = number + 1
-    except (WorldtuneError, AttributeError, KeyError, TypeError) as error:
+    except (WorldtuneError, LookupError, TypeError) as error:
         raise WorldtuneError(f"{path} cannot be painted: {error}. Make the file again.") from error
     return np.array([(0, 0, 0), *colors], np.uint8)[labels]
 
