@@ -46,12 +46,21 @@ def test_file_is_the_original_format(tmp_path):
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize(
     "array",
-    [TOKENS, np.asfortranarray(TOKENS), TOKENS.astype(">f2"), TOKENS[:, ::2], TOKENS.astype("f8")],
-    ids=["plain", "fortran", "big endian", "strided", "float64"],
+    [
+        TOKENS,
+        np.asfortranarray(TOKENS),
+        TOKENS.astype(">f2"),
+        TOKENS[:, ::2],
+        TOKENS.astype("f8"),
+        TOKENS.reshape(7, 2, 8).transpose(1, 2, 0),
+        TOKENS[:0],
+    ],
+    ids=["plain", "fortran", "big endian", "strided", "float64", "axes in another order", "empty"],
 )
 def test_whatever_numpy_writes_is_read(file, protocol, array):
     file.write_bytes(pickle.dumps([array], protocol=protocol))
     (read,) = read_pickle(file, 10**6)
+    assert read.dtype == array.dtype
     assert np.array_equal(read, array)
 
 

@@ -76,10 +76,21 @@ def _reconstruct(kind: object, *_: object) -> _Array:
     return _Array()
 
 
-def _from_buffer(data: object, dtype: object, shape: object, order: object) -> _Array:
+def _from_buffer(data: object, dtype: object, shape: object, order: object, axes: object = None) -> _Array:
     array = _Array()
-    array.value = _build(data, dtype, shape, order)
+    # Order K: `shape` is that of the bytes, and `axes` says which of them become the array's.
+    array.value = _build(data, dtype, shape, "C" if order == "K" else order)
+    if order == "K":
+        if not isinstance(axes, tuple) or not all(isinstance(axis, int) for axis in axes):
+            raise pickle.UnpicklingError("an array has an unknown state")
+        array.value = array.value.transpose(axes)
     return array
+
+
+def _no_bytes(*values: object) -> bytes:
+    if values:
+        raise pickle.UnpicklingError("bytes made of something else")
+    return b""
 
 
 def _scalar(dtype: object, data: object) -> bool | int | float:
@@ -93,6 +104,9 @@ GLOBALS: dict[tuple[str, str], Callable[..., object]] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+    # Old protocols call it for empty bytes, those of an array without elements among them.
+    ("__builtin__", "bytes"): _no_bytes,
+    ("builtins", "bytes"): _no_bytes,
 }
 """Names that a pickle may ask for, and what it gets."""
 ENCODE = ("_codecs", "encode")
