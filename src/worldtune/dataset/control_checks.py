@@ -164,9 +164,7 @@ def _mask_runs(number: int, thing: Any, shape: tuple[int, int, int]) -> np.ndarr
         raise WorldtuneError(f"object {number} is no phrase with a mask")
     pixels = shape[0] * shape[1] * shape[2]
     if stated != shape or size != (pixels, 1):
-        raise WorldtuneError(
-            f"object {number} has a mask of {stated}, size {size}; expected {shape} and {(pixels, 1)}"
-        )
+        raise WorldtuneError(f"object {number} has a mask of {stated}, size {size}; expected {shape} and {(pixels, 1)}")
     runs = decode_runs(counts)
     if int(runs.sum()) != pixels:
         raise WorldtuneError(f"the mask of object {number} does not cover the clip")

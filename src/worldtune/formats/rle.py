@@ -108,7 +108,7 @@ def mask_shape(entry: dict[str, Any]) -> tuple[int, int, int]:
         num_frames, height, width = whole_numbers(entry["mask_shape"])
     except (KeyError, TypeError, ValueError) as error:
         raise WorldtuneError(
-            f"a segmentation entry needs mask_shape, three whole numbers (T, H, W); found keys {sorted(entry)} ({error})"
+            f"a segmentation entry needs mask_shape, whole numbers (T, H, W); found keys {sorted(entry)} ({error})"
         ) from error
     return num_frames, height, width
 
