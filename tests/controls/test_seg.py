@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import worldtune.controls.seg as seg
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.registry import CONTROL_KINDS
 from worldtune.controls.seg import draw_colors
@@ -99,6 +100,15 @@ def test_training_paints_every_number_of_objects_from_none_to_all(write, source_
 def test_evaluation_paints_the_first_objects_that_the_recipe_admits(write, source_of, config_of):
     hint = SEG.evaluation(source_of(write(NESTED)), config_of("seg", seg={"max_objects": 2})).hint
     assert len(np.unique(hint.reshape(-1, 3), axis=0)) == 3
+
+
+def test_an_object_of_more_spans_than_are_set_one_by_one(monkeypatch, write, source_of, config_of):
+    rng = np.random.default_rng(4)
+    path = write(rng.random((3, *SHAPE)) < np.array([0.5, 0.3, 0.1])[:, None, None, None])
+    expected = SEG.evaluation(source_of(path), config_of("seg")).hint
+    assert len(np.unique(expected.reshape(-1, 3), axis=0)) == 4
+    monkeypatch.setattr(seg, "MAX_SPANS", 0)
+    assert np.array_equal(SEG.evaluation(source_of(path), config_of("seg")).hint, expected)
 
 
 def test_a_clip_without_objects_is_black(write, source_of, config_of):

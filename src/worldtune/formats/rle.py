@@ -130,6 +130,26 @@ def decode_clip_mask(entry: dict[str, Any], start: int, count: int) -> NDArray[n
     Raises:
         WorldtuneError: the entry's parts contradict each other, or the frames are outside the clip.
     """
+    _, height, width = mask_shape(entry)
+    runs = np.diff(_ends_in_window(entry, start, count), prepend=0).astype(np.int64)
+    values = np.arange(runs.size) % 2 == 1
+    return np.repeat(values, runs).reshape(count, height, width)
+
+
+def clip_mask_spans(entry: dict[str, Any], start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the object is in frames `start` to `start + count`: where its spans begin and end, int64 [N] each.
+
+    Places are those of the frames' pixels in the order (T, H, W). Errors as those of `decode_clip_mask`.
+    """
+    edges = _ends_in_window(entry, start, count)
+    ends = edges[1::2]
+    begins = edges[::2][: ends.size]
+    shown = ends > begins
+    return begins[shown], ends[shown]
+
+
+def _ends_in_window(entry: dict[str, Any], start: int, count: int) -> NDArray[np.int64]:
+    """Return where each run ends in the flattened pixels of a window, 0 or their number for runs outside of it."""
     num_frames, height, width = mask_shape(entry)
     try:
         counts = entry["data"]["counts"]
@@ -146,7 +166,4 @@ def decode_clip_mask(entry: dict[str, Any], start: int, count: int) -> NDArray[n
             f"a mask's runs cover {total} pixels, mask_shape {(num_frames, height, width)} has "
             f"{num_frames * height * width}: the mask belongs to another clip; write it again"
         )
-    offset, size = start * height * width, count * height * width
-    wanted = np.diff(np.clip(ends - offset, 0, size), prepend=0).astype(np.int64)
-    values = np.arange(wanted.size) % 2 == 1
-    return np.repeat(values, wanted).reshape(count, height, width)
+    return np.clip(ends - start * height * width, 0, count * height * width)
