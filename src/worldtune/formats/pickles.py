@@ -113,8 +113,25 @@ ENCODE = ("_codecs", "encode")
 """The last one, by which old protocols write bytes."""
 MAX_NUMBER_BITS = 64
 """Bits of a whole number; Python cannot even write very long ones in a message."""
+MAX_STEPS = 32_000_000
+"""Instructions of a pickle that are followed; an empty table takes one byte of a file and 72 of memory. A person of a
+keypoint file has some 200."""
 MAX_REASON = 200
 """Characters of what was found wrong in a file: it may name what is in the file, however long that is."""
+
+
+class _Counted(dict[int, Any]):
+    """A table of instructions that are counted as they are looked up."""
+
+    def __init__(self, table: dict[int, Any]) -> None:
+        super().__init__(table)
+        self.left = MAX_STEPS
+
+    def __getitem__(self, code: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise pickle.UnpicklingError(f"it has more than {MAX_STEPS} instructions")
+        return super().__getitem__(code)
 
 
 # The unpickler in Python, not the one in C: that one may allocate what a few bytes of the file ask for.
@@ -126,6 +143,7 @@ class _Reader(pickle._Unpickler):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
+        self.dispatch = _Counted(type(self).dispatch)  # type: ignore[misc]
         self._globals = {**GLOBALS, ENCODE: self._latin1}
         self._encodable = len(data)
 
