@@ -22,7 +22,7 @@ def rows_by_key(manifest):
 
 
 def records(source, kind: str) -> int:
-    return ledger_path(source.root, f"control-{kind}", "0000").read_bytes().count(b'"row"')
+    return ledger_path(source.root, f"controls-{kind}", "0000").read_bytes().count(b'"row"')
 
 
 @pytest.fixture

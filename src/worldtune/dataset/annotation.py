@@ -19,8 +19,9 @@ from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import Ledger, open_ledger
 from worldtune.dataset.listing import prompts_key
-from worldtune.dataset.make_captions import caption_stage
+from worldtune.dataset.make_captions import MAX_FAILURES, caption_stage
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, retire_manifests, write_manifest
+from worldtune.dataset.reasons import may_pass
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
 if TYPE_CHECKING:
@@ -57,11 +58,11 @@ def annotate_clips(
 
     Returns:
         The manifest's path. It has a row for each usable clip of stage ingest, with the reason where a clip could not
-        be annotated.
+        be annotated. Where a network failed over it, the next job tries again.
 
     Raises:
-        WorldtuneError: the dataset does not annotate this control, a manifest is missing, or a network cannot be
-            loaded.
+        WorldtuneError: the dataset does not annotate this control, a manifest is missing, a network cannot be loaded,
+            or the networks failed over every clip of many.
     """
     annotator = config.annotate.find(kind)
     if annotator is None:
@@ -146,7 +147,13 @@ def _annotate(
         )
         tasks.append(Task(clip_id=identifier, inputs=inputs, argument=(clip, seen)))
     work = _Work(root, kind, lambda: LOADERS[kind](annotator, checkpoints, device))
-    return do_tasks(ledger, tasks, work, work.died, label=label, processes=1)
+    rows = do_tasks(ledger, tasks, work, work.died, label=label, processes=1)
+    if len(rows) >= MAX_FAILURES and all(may_pass(row["reason"], (kind,)) for row in rows):
+        raise WorldtuneError(
+            f"{label}: the networks failed over each of {len(rows)} clips; over the last one: {rows[-1]['reason']}. "
+            "Mend that, such as what else holds the GPU's memory, then run the same command again."
+        )
+    return rows
 
 
 class _Work:
@@ -157,6 +164,8 @@ class _Work:
         self._annotator: ClipAnnotator | None = None
 
     def __call__(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
+        from worldtune.annotate.protocol import NetworkFailedError, full_memory_may_pass
+
         clip, seen = argument
         self._annotator = self._annotator or self._load()
         target = control_path(self._root, seen.clip_id, self._kind)
@@ -164,12 +173,15 @@ class _Work:
         try:
             if seen.prompts is not None:
                 check_whole_video(clip, "its prompts")
-            self._annotator.annotate(seen, target)
+            with full_memory_may_pass():
+                self._annotator.annotate(seen, target)
             # As it will be read, from the first frame to the last.
             facts = check_control(self._kind, target, clip)
         except WorldtuneError as error:
             self._remove(target)
-            return Outcome(row=self._row(clip, f"{self._kind} not made: {error}".replace(str(seen.video), "the clip")))
+            may_pass = isinstance(error, NetworkFailedError)
+            reason = f"{self._kind} {'died' if may_pass else 'not made'}: {error}".replace(str(seen.video), "the clip")
+            return Outcome(row=self._row(clip, reason), may_pass=may_pass)
         row = self._row(clip, "", **vars(facts), control_sha256=sha256_file(target))
         return Outcome(row=row, outputs=self._files(target))
 

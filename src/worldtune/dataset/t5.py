@@ -12,6 +12,7 @@ import pyarrow as pa
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file, syncs_left_to_caller
 from worldtune.common.progress import progress
+from worldtune.dataset.advice import force_command
 from worldtune.dataset.clips import caption_path, t5_path
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.ledger import Ledger, open_ledger
@@ -106,7 +107,7 @@ def _embed(
     logger.info("%s: %d captions, %d of them as they were", label, len(rows) + len(todo), len(rows))
     if todo:
         encoder = load_encoder(folder, device)
-        texts = _read_texts(root, [caption for caption, _ in todo])
+        texts = _read_texts(root, [caption for caption, _ in todo], caption_stage(config)[0])
         embeddings = encoder.encode(texts, config.text_max_tokens)
         # In advance and together, since each waits for the disk.
         ledger.start(*(caption["clip_id"] for caption, _ in todo))
@@ -127,12 +128,12 @@ def _embed(
     return list(rows.values())
 
 
-def _read_texts(root: Path, captions: list[dict[str, Any]]) -> list[str]:
+def _read_texts(root: Path, captions: list[dict[str, Any]], stage: str) -> list[str]:
     """Return the text of each caption, which must be the one that its stage wrote: its embedding is known by that."""
     paths = [caption_path(root, caption["clip_id"]) for caption in captions]
     found = read_captions(paths)
     for caption, path in zip(captions, paths, strict=True):
         if path not in found or found[path][1] != caption["caption_sha256"]:
             state = "is not what its stage wrote" if path in found else "cannot be read"
-            raise WorldtuneError(f"{path} {state}. Run the captions stage again, after deleting what is there.")
+            raise WorldtuneError(f"{path} {state}. Delete what is there, then: {force_command(root.name, stage)}.")
     return [found[path][0] for path in paths]
