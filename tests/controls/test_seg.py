@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import worldtune.controls.seg as seg
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.registry import CONTROL_KINDS
 from worldtune.controls.seg import draw_colors
@@ -101,6 +102,15 @@ def test_evaluation_paints_the_first_objects_that_the_recipe_admits(write, sourc
     assert len(np.unique(hint.reshape(-1, 3), axis=0)) == 3
 
 
+def test_an_object_of_more_spans_than_are_set_one_by_one(monkeypatch, write, source_of, config_of):
+    rng = np.random.default_rng(4)
+    path = write(rng.random((3, *SHAPE)) < np.array([0.5, 0.3, 0.1])[:, None, None, None])
+    expected = SEG.evaluation(source_of(path), config_of("seg")).hint
+    assert len(np.unique(expected.reshape(-1, 3), axis=0)) == 4
+    monkeypatch.setattr(seg, "MAX_SPANS", 0)
+    assert np.array_equal(SEG.evaluation(source_of(path), config_of("seg")).hint, expected)
+
+
 def test_a_clip_without_objects_is_black(write, source_of, config_of):
     source = source_of(write([]))
     assert not SEG.training(source, config_of("seg"), np.random.default_rng(0)).hint.any()
@@ -127,6 +137,7 @@ def test_colours_differ_and_lie_in_their_ranges(seed, count, saturation, value):
         ([{"segmentation_mask_rle": {"mask_shape": (6, 48, 64), "data": {"counts": b"\x01"}}}], "COCO's code"),
         ([{"segmentation_mask_rle": {"mask_shape": 5, "data": {"counts": b"1"}}}], "cannot be painted"),
         ([{"segmentation_mask_rle": {"mask_shape": (6, 48, 64), "data": {"counts": b"1"}}}], "another clip"),
+        ([{"segmentation_mask_rle": {"mask_shape": np.full((3, 2), 6), "data": {"counts": b"1"}}}], "mask_shape"),
         (
             [{"segmentation_mask_rle": encode_clip_mask(np.ones((6, 64, 48), bool))}],
             "expected (T, 48, 64)",

@@ -55,6 +55,16 @@ def test_frames_without_an_object_are_counted(tmp_path):
     assert (facts.num_objects, facts.empty_frames) == (3, int((~masks.any(axis=(0, 2, 3))).sum()))
 
 
+@pytest.mark.parametrize(
+    "part", [{"mask_shape": np.full((3, 2), 6)}, {"data": {"size": np.ones((2, 1)), "counts": b""}}]
+)
+def test_a_mask_whose_sizes_are_no_numbers_is_refused(tmp_path, part):
+    mask = encode_clip_mask(np.zeros((6, 32, 48), bool)) | part
+    (tmp_path / "a.pickle").write_bytes(pickle.dumps([{"phrase": "x", "segmentation_mask_rle": mask}]))
+    with pytest.raises(WorldtuneError, match="object 0 is no phrase with a mask"):
+        check_control("seg", tmp_path / "a.pickle", CLIP)
+
+
 def test_people_are_counted(tmp_path):
     person = {"body-keypoints": np.zeros((133, 3), np.float16), "hand-keypoints": np.zeros((42, 3), np.float16)}
     people = {number: [person] * (number % 3) for number in range(6)}

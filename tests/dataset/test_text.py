@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import worldtune.formats.pickles as pickles
 from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.text import read_t5, write_t5
 from worldtune.formats.pickles import read_pickle
@@ -46,13 +47,31 @@ def test_file_is_the_original_format(tmp_path):
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize(
     "array",
-    [TOKENS, np.asfortranarray(TOKENS), TOKENS.astype(">f2"), TOKENS[:, ::2], TOKENS.astype("f8")],
-    ids=["plain", "fortran", "big endian", "strided", "float64"],
+    [
+        TOKENS,
+        np.asfortranarray(TOKENS),
+        TOKENS.astype(">f2"),
+        TOKENS[:, ::2],
+        TOKENS.astype("f8"),
+        TOKENS.reshape(7, 2, 8).transpose(1, 2, 0),
+        TOKENS[:0],
+    ],
+    ids=["plain", "fortran", "big endian", "strided", "float64", "axes in another order", "empty"],
 )
 def test_whatever_numpy_writes_is_read(file, protocol, array):
     file.write_bytes(pickle.dumps([array], protocol=protocol))
     (read,) = read_pickle(file, 10**6)
+    assert read.dtype == array.dtype
     assert np.array_equal(read, array)
+
+
+def test_a_pickle_of_very_many_instructions_is_refused(monkeypatch, file):
+    # Each empty table takes one byte of the file, and much more memory.
+    file.write_bytes(b"\x80\x02" + 1000 * b"}" + b".")
+    assert read_pickle(file, 10**6) == {}
+    monkeypatch.setattr(pickles, "MAX_STEPS", 500)
+    with pytest.raises(WorldtuneError, match="more than 500 instructions"):
+        read_pickle(file, 10**6)
 
 
 @pytest.mark.parametrize("protocol", range(6))

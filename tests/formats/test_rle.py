@@ -62,7 +62,13 @@ def test_known_text() -> None:
         ({"data": {"size": [8, 1], "counts": b"O"}}, "negative run"),
         ({"data": {"size": [8, 1], "counts": b"2"}}, "cover 2 pixels"),
         ({"data": {"size": [8, 1]}}, "needs data.counts"),
-        ({"mask_shape": (2, 2)}, "needs data.counts"),
+        ({"data": np.zeros(2)}, "needs data.counts"),
+        ({"data": {"size": [8, 1], "counts": np.zeros(2, np.uint8)}}, "expected bytes or text"),
+        # Some encodings make a question mark of it, which is one of the code's characters.
+        ({"data": {"size": [8, 1], "counts": "2\u4e006"}}, "outside COCO's code"),
+        ({"mask_shape": (2, 2)}, "needs mask_shape"),
+        ({"mask_shape": np.full((3, 2), 2)}, "needs mask_shape"),
+        ({"mask_shape": (2.5, 2, 2)}, "needs mask_shape"),
         ({"mask_shape": (0, 2, 2)}, "sizes start at 1"),
         ({"mask_shape": (3, 2, 2)}, "cover 8 pixels"),
     ],
@@ -71,6 +77,14 @@ def test_damage_is_named(change: dict, message: str) -> None:
     entry = {**encode_clip_mask(np.ones((2, 2, 2), dtype=bool)), **change}
     with pytest.raises(WorldtuneError, match=message):
         decode_clip_mask(entry, 0, 1)
+
+
+@pytest.mark.parametrize("runs", [[1 << 57] * 128 + [8], [1 << 58, 0] * 64 + [8]])
+def test_runs_that_wrap_around_to_the_size_of_the_clip_are_damage(runs: list[int]) -> None:
+    assert sum(runs) % 2**64 == 8
+    entry = {"data": {"size": [8, 1], "counts": reference_text(runs)}, "mask_shape": (2, 2, 2)}
+    with pytest.raises(WorldtuneError, match="more pixels than any clip has"):
+        decode_clip_mask(entry, 0, 2)
 
 
 def test_frames_outside_the_clip_are_named() -> None:

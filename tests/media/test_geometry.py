@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.controls.edge import canny
 from worldtune.media.geometry import fit, nearest_aspect_ratio
 from worldtune.recipe.schema import VIDEO_SIZES_WH
 
@@ -48,6 +49,14 @@ def test_padding_wider_than_the_picture_repeats_its_edge():
     result = fit(frames, (8, 2))
     assert (result.frames[:, :, :3] == frames[:, :, :1]).all()
     assert (result.frames[:, :, 5:] == frames[:, :, 1:]).all()
+
+
+def test_a_line_keeps_one_pixel_of_its_width():
+    frames = np.full((1, 9000, 2, 3), 7, np.uint8)
+    result = fit(frames, (704, 1280))
+    assert result.image_size == (1280, 704, 1280, 1)
+    assert (result.frames == 7).all()
+    assert canny(frames, 100, 200, (704, 1280)).shape == (1, 1280, 1, 3)
 
 
 def test_smaller_control_is_fitted_like_its_video():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import worldtune.media.grey16 as grey16
 from worldtune.common.errors import WorldtuneError
 from worldtune.media.grey16 import grey16_writer, iterate_grey16
 from worldtune.media.video import probe, write_video
@@ -21,6 +22,21 @@ def test_what_is_written_is_read(tmp_path):
     np.testing.assert_array_equal(np.stack(list(iterate_grey16(path))), FRAMES)
     assert probe(path).fps == pytest.approx(30_000 / 1001, abs=1e-12)
     assert write(tmp_path / "b.mkv").read_bytes() == path.read_bytes()
+
+
+def test_a_frame_of_eight_thousand_columns(tmp_path):
+    frames = np.zeros((1, 4320, 7680), np.uint16)
+    frames[0, ::700, ::900] = 65_535
+    with grey16_writer(tmp_path / "a.mkv", 24) as append:
+        append(frames)
+    assert np.array_equal(next(iterate_grey16(tmp_path / "a.mkv")), frames[0])
+
+
+def test_frames_larger_than_any_that_is_decoded_are_refused(monkeypatch, tmp_path):
+    path = write(tmp_path / "a.mkv")
+    monkeypatch.setattr(grey16, "MAX_PIXELS", 59)
+    with pytest.raises(WorldtuneError, match="cannot be decoded"):
+        next(iterate_grey16(path))
 
 
 def test_other_frames_and_names_are_refused(tmp_path):

@@ -10,9 +10,11 @@ import numpy as np
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.protocol import Controlled, ControlSource, draw_integer
 from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
-from worldtune.formats.rle import decode_clip_mask, decode_runs
+from worldtune.formats.rle import clip_mask_spans, decode_clip_mask, decode_runs, mask_shape
 from worldtune.recipe.schema import Control, SegControl
 
+MAX_SPANS = 200_000
+"""Spans of an object's pixels that are set one by one: a few hundred rows of a hundred frames have fewer."""
 EVALUATION_SEED = 0
 """Seed of the colours in evaluation."""
 
@@ -72,15 +74,32 @@ def paint(
         areas = [int(decode_runs(mask["data"]["counts"])[1::2].sum()) for mask in masks]
         for number in sorted(range(len(masks)), key=lambda number: -areas[number]):
             # Its own size is checked before memory of that size is taken.
-            if tuple(masks[number].get("mask_shape", ()))[1:] != shape[1:]:
+            stated = mask_shape(masks[number])
+            if stated[1:] != shape[1:]:
                 raise WorldtuneError(
-                    f"a mask_shape is {masks[number].get('mask_shape')}; expected (T, {shape[1]}, {shape[2]}), the "
-                    "clip's height and width"
+                    f"a mask_shape is {stated}; expected (T, {shape[1]}, {shape[2]}), the clip's height and width"
                 )
-            labels[decode_clip_mask(masks[number], start, shape[0])] = number + 1
-    except (WorldtuneError, AttributeError, KeyError, TypeError) as error:
+            _put(labels, number + 1, masks[number], start)
+    except (WorldtuneError, LookupError, TypeError) as error:
         raise WorldtuneError(f"{path} cannot be painted: {error}. Make the file again.") from error
-    return np.array([(0, 0, 0), *colors], np.uint8)[labels]
+    palette = np.array([(0, 0, 0), *colors], np.uint8)
+    painted = np.empty((*shape, 3), np.uint8)
+    # One by one: numpy looks up single bytes much faster than rows of three.
+    for channel in range(3):
+        painted[..., channel] = palette[:, channel][labels]
+    return painted
+
+
+def _put(labels: np.ndarray, label: int, mask: dict[str, Any], start: int) -> None:
+    """Set the pixels of an object in a window that begins at frame `start` (uint16 [T, H, W])."""
+    begins, ends = clip_mask_spans(mask, start, len(labels))
+    if begins.size > MAX_SPANS:
+        labels[decode_clip_mask(mask, start, len(labels))] = label
+        return
+    # An object is mostly a small part of the window, of which no mask is made.
+    pixels = labels.reshape(-1)
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        pixels[begin:end] = label
 
 
 class Seg:

@@ -21,7 +21,7 @@ def crop_size(source_wh: tuple[int, int], size_wh: tuple[int, int]) -> tuple[int
     if scale >= 1:
         return size_wh
     width, height = scaled(size_wh, scale)
-    return max(min(width, source_wh[0]), 1), max(min(height, source_wh[1]), 1)
+    return min(width, source_wh[0]), min(height, source_wh[1])
 
 
 def lower(frames: np.ndarray, divisor: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from worldtune.common.errors import WorldtuneError
 from worldtune.formats.controls import FILE_CONTROLS, ControlSchema
 from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
-from worldtune.formats.rle import decode_runs
+from worldtune.formats.rle import decode_runs, whole_numbers
 from worldtune.media.geometry import nearest_aspect_ratio
 from worldtune.media.looks import is_black
 from worldtune.media.video import VideoInfo, check_video
@@ -156,16 +156,15 @@ def _mask_runs(number: int, thing: Any, shape: tuple[int, int, int]) -> np.ndarr
     """Return the run lengths (int64) of an object's mask, which must be [T, H, W] of the clip."""
     try:
         phrase, mask = thing["phrase"], thing["segmentation_mask_rle"]
-        mask_shape, size, counts = tuple(mask["mask_shape"]), tuple(mask["data"]["size"]), mask["data"]["counts"]
+        stated, size = whole_numbers(mask["mask_shape"]), whole_numbers(mask["data"]["size"])
+        counts = mask["data"]["counts"]
     except (TypeError, KeyError, IndexError) as error:
         raise WorldtuneError(f"object {number} is no phrase with a mask ({error!r})") from error
     if not isinstance(phrase, str) or not isinstance(counts, bytes | str):
         raise WorldtuneError(f"object {number} is no phrase with a mask")
     pixels = shape[0] * shape[1] * shape[2]
-    if mask_shape != shape or size != (pixels, 1):
-        raise WorldtuneError(
-            f"object {number} has a mask of {mask_shape}, size {size}; expected {shape} and {(pixels, 1)}"
-        )
+    if stated != shape or size != (pixels, 1):
+        raise WorldtuneError(f"object {number} has a mask of {stated}, size {size}; expected {shape} and {(pixels, 1)}")
     runs = decode_runs(counts)
     if int(runs.sum()) != pixels:
         raise WorldtuneError(f"the mask of object {number} does not cover the clip")

@@ -76,10 +76,21 @@ def _reconstruct(kind: object, *_: object) -> _Array:
     return _Array()
 
 
-def _from_buffer(data: object, dtype: object, shape: object, order: object) -> _Array:
+def _from_buffer(data: object, dtype: object, shape: object, order: object, axes: object = None) -> _Array:
     array = _Array()
-    array.value = _build(data, dtype, shape, order)
+    # Order K: `shape` is that of the bytes, and `axes` says which of them become the array's.
+    array.value = _build(data, dtype, shape, "C" if order == "K" else order)
+    if order == "K":
+        if not isinstance(axes, tuple) or not all(isinstance(axis, int) for axis in axes):
+            raise pickle.UnpicklingError("an array has an unknown state")
+        array.value = array.value.transpose(axes)
     return array
+
+
+def _no_bytes(*values: object) -> bytes:
+    if values:
+        raise pickle.UnpicklingError("bytes made of something else")
+    return b""
 
 
 def _scalar(dtype: object, data: object) -> bool | int | float:
@@ -93,14 +104,34 @@ GLOBALS: dict[tuple[str, str], Callable[..., object]] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+    # Old protocols call it for empty bytes, those of an array without elements among them.
+    ("__builtin__", "bytes"): _no_bytes,
+    ("builtins", "bytes"): _no_bytes,
 }
 """Names that a pickle may ask for, and what it gets."""
 ENCODE = ("_codecs", "encode")
 """The last one, by which old protocols write bytes."""
 MAX_NUMBER_BITS = 64
 """Bits of a whole number; Python cannot even write very long ones in a message."""
+MAX_STEPS = 32_000_000
+"""Instructions of a pickle that are followed; an empty table takes one byte of a file and 72 of memory. A person of a
+keypoint file has some 200."""
 MAX_REASON = 200
 """Characters of what was found wrong in a file: it may name what is in the file, however long that is."""
+
+
+class _Counted(dict[int, Any]):
+    """A table of instructions that are counted as they are looked up."""
+
+    def __init__(self, table: dict[int, Any]) -> None:
+        super().__init__(table)
+        self.left = MAX_STEPS
+
+    def __getitem__(self, code: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise pickle.UnpicklingError(f"it has more than {MAX_STEPS} instructions")
+        return super().__getitem__(code)
 
 
 # The unpickler in Python, not the one in C: that one may allocate what a few bytes of the file ask for.
@@ -112,6 +143,7 @@ class _Reader(pickle._Unpickler):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
+        self.dispatch = _Counted(type(self).dispatch)  # type: ignore[misc]
         self._globals = {**GLOBALS, ENCODE: self._latin1}
         self._encodable = len(data)
 

@@ -6,6 +6,7 @@ first; a group is one printable byte: value + 48, with 0x20 set where another gr
 as the sign.
 """
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ MORE = 0x20
 SIGN = 0x10
 OFFSET = 48
 MAX_GROUPS = 12
+MAX_PIXELS = 1 << 62
+"""Of a mask, and of all differences between its runs: larger sums would wrap around in int64."""
 
 
 def runs_of(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -51,9 +54,13 @@ def decode_runs(counts: bytes | str) -> NDArray[np.int64]:
     """Return the run lengths (int64) of COCO's compressed bytes or text.
 
     Raises:
-        WorldtuneError: the text has characters outside the code, ends within a number, or gives a negative run.
+        WorldtuneError: it is no text, has characters outside the code, ends within a number, or gives a negative run or
+            more pixels than any mask has.
     """
-    data = counts.encode("latin-1", errors="replace") if isinstance(counts, str) else counts
+    if not isinstance(counts, bytes | bytearray | str):
+        raise WorldtuneError(f"a mask's RLE text is a {type(counts).__name__}; expected bytes or text")
+    # In this encoding no character outside of the code becomes one of it.
+    data = counts.encode("utf-8", errors="surrogatepass") if isinstance(counts, str) else counts
     groups = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - OFFSET
     if groups.size == 0:
         return np.zeros(0, dtype=np.int64)
@@ -69,11 +76,19 @@ def decode_runs(counts: bytes | str) -> NDArray[np.int64]:
     shifts = GROUP_BITS * (np.arange(groups.size) - np.repeat(first, lengths))
     values = np.add.reduceat((groups & (MORE - 1)) << shifts, first)
     values -= np.where(groups[last] & SIGN, np.int64(1) << (GROUP_BITS * lengths), 0)
+    _check_sum(values)
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     if values.min() < 0:
         raise WorldtuneError("a mask's RLE text gives a negative run: the file is damaged; write it again")
+    _check_sum(values)
     return values
+
+
+def _check_sum(values: NDArray[np.int64]) -> None:
+    # Floating point: whole numbers would wrap around unseen.
+    if np.abs(values).sum(dtype=np.float64) >= MAX_PIXELS:
+        raise WorldtuneError("a mask's RLE text gives more pixels than any clip has: the file is damaged")
 
 
 def encode_clip_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -81,6 +96,30 @@ def encode_clip_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     column = np.ascontiguousarray(mask).reshape(-1)
     data = {"size": [int(column.size), 1], "counts": encode_runs(runs_of(column))}
     return {"data": data, "mask_shape": tuple(int(size) for size in mask.shape)}
+
+
+def mask_shape(entry: dict[str, Any]) -> tuple[int, int, int]:
+    """Return (T, H, W) that an entry `segmentation_mask_rle` states.
+
+    Raises:
+        WorldtuneError: it states anything else.
+    """
+    try:
+        num_frames, height, width = whole_numbers(entry["mask_shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorldtuneError(
+            f"a segmentation entry needs mask_shape, whole numbers (T, H, W); found keys {sorted(entry)} ({error})"
+        ) from error
+    return num_frames, height, width
+
+
+def whole_numbers(value: Any) -> tuple[int, ...]:
+    """Return a list, tuple or array [N] of whole numbers as a tuple.
+
+    Raises:
+        TypeError: it is anything else.
+    """
+    return tuple(operator.index(number) for number in value)
 
 
 def decode_clip_mask(entry: dict[str, Any], start: int, count: int) -> NDArray[np.bool_]:
@@ -91,13 +130,31 @@ def decode_clip_mask(entry: dict[str, Any], start: int, count: int) -> NDArray[n
     Raises:
         WorldtuneError: the entry's parts contradict each other, or the frames are outside the clip.
     """
+    _, height, width = mask_shape(entry)
+    runs = np.diff(_ends_in_window(entry, start, count), prepend=0).astype(np.int64)
+    values = np.arange(runs.size) % 2 == 1
+    return np.repeat(values, runs).reshape(count, height, width)
+
+
+def clip_mask_spans(entry: dict[str, Any], start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the object is in frames `start` to `start + count`: where its spans begin and end, int64 [N] each.
+
+    Places are those of the frames' pixels in the order (T, H, W). Errors as those of `decode_clip_mask`.
+    """
+    edges = _ends_in_window(entry, start, count)
+    ends = edges[1::2]
+    begins = edges[::2][: ends.size]
+    shown = ends > begins
+    return begins[shown], ends[shown]
+
+
+def _ends_in_window(entry: dict[str, Any], start: int, count: int) -> NDArray[np.int64]:
+    """Return where each run ends in the flattened pixels of a window, 0 or their number for runs outside of it."""
+    num_frames, height, width = mask_shape(entry)
     try:
-        num_frames, height, width = (int(size) for size in entry["mask_shape"])
         counts = entry["data"]["counts"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise WorldtuneError(
-            f"a segmentation entry needs data.counts and mask_shape (T, H, W); found keys {sorted(entry)} ({error})"
-        ) from error
+    except (LookupError, TypeError) as error:
+        raise WorldtuneError(f"a segmentation entry needs data.counts; found keys {sorted(entry)}") from error
     if min(num_frames, height, width) < 1:
         raise WorldtuneError(f"a segmentation entry states mask_shape {(num_frames, height, width)}: sizes start at 1")
     if start < 0 or count < 1 or start + count > num_frames:
@@ -109,7 +166,4 @@ def decode_clip_mask(entry: dict[str, Any], start: int, count: int) -> NDArray[n
             f"a mask's runs cover {total} pixels, mask_shape {(num_frames, height, width)} has "
             f"{num_frames * height * width}: the mask belongs to another clip; write it again"
         )
-    offset, size = start * height * width, count * height * width
-    wanted = np.diff(np.clip(ends - offset, 0, size), prepend=0).astype(np.int64)
-    values = np.arange(wanted.size) % 2 == 1
-    return np.repeat(values, wanted).reshape(count, height, width)
+    return np.clip(ends - start * height * width, 0, count * height * width)

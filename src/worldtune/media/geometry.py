@@ -35,8 +35,8 @@ def scale_into(source_wh: tuple[int, int], target_wh: tuple[int, int]) -> float:
 
 
 def scaled(size_wh: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return (width, height) times a factor, halves rounded up."""
-    return int(scale * size_wh[0] + 0.5), int(scale * size_wh[1] + 0.5)
+    """Return (width, height) times a factor, halves rounded up, 1 at least."""
+    return max(int(scale * size_wh[0] + 0.5), 1), max(int(scale * size_wh[1] + 0.5), 1)
 
 
 def resize(frames: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:

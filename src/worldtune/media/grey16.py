@@ -11,9 +11,11 @@ from av.error import FFmpegError
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path
-from worldtune.media.video import OPEN_OPTIONS, Append, UndecodableVideoError
+from worldtune.media.video import MAX_PIXELS, OPEN_OPTIONS, Append, UndecodableVideoError
 
 PIXELS = "gray16le"
+FOUR_SLICES_PIXELS = 31_500_000
+"""Largest frame that FFV1 writes in four slices, about: a slice has 2^27 bits at most, 17 for each pixel."""
 
 
 @contextlib.contextmanager
@@ -38,8 +40,9 @@ def grey16_writer(path: Path, fps: float) -> Iterator[Append]:
             if frames.dtype != np.uint16 or frames.ndim != 3:
                 raise WorldtuneError(f"{path}: frames are {frames.dtype} {frames.shape}; expected uint16 [T, H, W].")
             if stream is None:
+                slices = 4 if frames.shape[1] * frames.shape[2] <= FOUR_SLICES_PIXELS else 16
                 # One thread: the number of threads may change the bytes.
-                options = {"level": "3", "slices": "4", "slicecrc": "1", "threads": "1"}
+                options = {"level": "3", "slices": str(slices), "slicecrc": "1", "threads": "1"}
                 stream = container.add_stream("ffv1", rate=rate, options=options)
                 stream.height, stream.width = frames.shape[1:]
                 stream.pix_fmt = PIXELS
@@ -65,7 +68,10 @@ def iterate_grey16(path: Path) -> Iterator[np.ndarray]:
         with av.open(path, metadata_errors="replace", options=OPEN_OPTIONS) as container:
             if not container.streams.video:
                 raise UndecodableVideoError(f"{path} has no video stream. Make it again.")
-            for frame in container.decode(container.streams.video[0]):
+            stream = container.streams.video[0]
+            # A small file can hold a frame that fills the memory.
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            for frame in container.decode(stream):
                 if frame.format.name != PIXELS:
                     raise UndecodableVideoError(f"{path} has pixels {frame.format.name}; expected {PIXELS}.")
                 yield frame.to_ndarray()
