@@ -5,8 +5,9 @@ import json
 import pytest
 from pycocotools import mask as coco
 
+from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.annotation import annotate_clips
-from worldtune.dataset.clips import clip_id, control_path
+from worldtune.dataset.clips import caption_path, clip_id, control_path
 from worldtune.dataset.controls import COLUMNS
 from worldtune.dataset.listing import list_dataset
 from worldtune.dataset.manifest import read_manifest
@@ -66,6 +67,20 @@ def test_clips_get_whole_masks_with_phrases_of_their_captions_and_none_without(a
     assert rows["a.mp4"]["reason"].startswith("seg not made: it has no caption to search for")
     assert not files["a.mp4"].exists()
     assert files["b.mp4"].stat().st_ino == before["b.mp4"]
+
+
+def test_a_caption_that_its_stage_did_not_write_is_not_searched_for(annotated):
+    annotate(annotated)
+    caption = caption_path(annotated.root, clip_id("a.mp4"))
+    caption.write_text("A dog.\n")
+    places = {"datasets": annotated.datasets, "checkpoints": annotated.checkpoints}
+    with pytest.raises(WorldtuneError, match=rf"{caption.name} is not what its stage wrote\. Run the captions stage"):
+        annotate_clips("tiny", annotated.config, "0000", "seg", device="cpu", **places)
+    # Nobody reads it where the clip has prompts of its own.
+    prompts = {"objects": [{"phrase": "left cup", "box": [4, 4, 20, 20]}]}
+    (annotated.folder / "a.seg.json").write_text(json.dumps(prompts))
+    path = annotate_clips("tiny", annotated.config, "0000", "seg", device="cpu", **places)
+    assert [row["status"] for row in read_manifest(path, COLUMNS)] == ["ok", "ok"]
 
 
 def test_boxes_beside_a_video_are_followed_instead(annotated):

@@ -11,7 +11,7 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file
 from worldtune.common.versions import stage_version
 from worldtune.dataset.annotators import Annotator, DepthAnnotator, KeypointAnnotator, SegAnnotator
-from worldtune.dataset.clips import caption_path, control_path, video_path
+from worldtune.dataset.clips import control_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.control_checks import check_control
 from worldtune.dataset.controls import COLUMNS, annotated_stage, check_whole_video, taken_stage
@@ -21,6 +21,7 @@ from worldtune.dataset.ledger import Ledger, open_ledger
 from worldtune.dataset.listing import prompts_key
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, retire_manifests, write_manifest
+from worldtune.dataset.verification import captions_of_rows
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def annotate_clips(
         be annotated.
 
     Raises:
-        WorldtuneError: the dataset does not annotate this control, a manifest is missing, or a network cannot be
-            loaded.
+        WorldtuneError: the dataset does not annotate this control, a manifest is missing, a caption is not the one that
+            its stage wrote, or a network cannot be loaded.
     """
     annotator = config.annotate.find(kind)
     if annotator is None:
@@ -120,6 +121,10 @@ def _annotate(
     from worldtune.annotate.protocol import ClipToAnnotate, folder_sha256
 
     root = ledger.root
+    # A clip's own prompts stand in the place of its caption.
+    wanted = [clip["clip_id"] for clip in clips if clip["clip_id"] not in prompts]
+    read = {identifier: captions[identifier] for identifier in wanted if identifier in captions}
+    texts = dict(zip(read, captions_of_rows(root, list(read.values())), strict=True))
     shared = {
         "settings": annotator.model_dump(mode="json"),
         "models_sha256": [folder_sha256(checkpoints / model) for model in annotator.models],
@@ -128,12 +133,11 @@ def _annotate(
     tasks = []
     for clip in clips:
         identifier = clip["clip_id"]
-        caption = captions.get(identifier)
         inputs = {"video_sha256": clip["video_sha256"], **shared}
         if identifier in prompts:
             inputs["prompts_sha256"] = sha256_file(prompts[identifier])
         elif annotator.reads_captions:
-            inputs["caption_sha256"] = caption["caption_sha256"] if caption else None
+            inputs["caption_sha256"] = read[identifier]["caption_sha256"] if identifier in read else None
         seen = ClipToAnnotate(
             clip_id=identifier,
             video=video_path(root, identifier),
@@ -141,7 +145,7 @@ def _annotate(
             width=clip["width"],
             height=clip["height"],
             fps=clip["fps"],
-            caption=caption_path(root, identifier).read_text(encoding="utf-8").strip() if caption else None,
+            caption=texts.get(identifier),
             prompts=prompts.get(identifier),
         )
         tasks.append(Task(clip_id=identifier, inputs=inputs, argument=(clip, seen)))
