@@ -185,7 +185,7 @@ def test_writing_into_an_exported_dataset_does_not_reach_the_dataset(waymo, tmp_
 
 def test_parts_of_a_video_that_begin_nearly_together_have_names_of_their_own():
     spans = [(0.0, 0.00001), (0.00001, 1.0), (1234567.0, 1234568.5), (1234567.25, 1234568.5)]
-    facts = dict.fromkeys((field.name for field in dataclasses.fields(Clip)))
+    facts = dict.fromkeys(field.name for field in dataclasses.fields(Clip))
     facts |= {"status": "ok", "reason": "", "source_key": "a.mp4"}
     parts = [
         Clip(**facts | {"clip_id": clip_id("a.mp4", *span), "start_s": span[0], "end_s": span[1]}) for span in spans

@@ -19,7 +19,7 @@ from worldtune.annotate.protocol import ClipToAnnotate, choose_device
 from worldtune.common.errors import WorldtuneError
 from worldtune.media.video import iterate_frames
 
-VERSION = 2
+VERSION = 3
 
 FRAMES_PER_BATCH = 8
 """Frames that are in memory, and go through the network, at once."""

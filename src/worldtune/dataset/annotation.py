@@ -3,7 +3,7 @@
 It stands in the place of stage controls for that kind and shares its ledger, since both write the same files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,17 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file
 from worldtune.common.versions import stage_version
 from worldtune.dataset.annotators import Annotator, DepthAnnotator, KeypointAnnotator, SegAnnotator
-from worldtune.dataset.clips import control_path, video_path
+from worldtune.dataset.clips import LOSSLESS_SUFFIXES, control_path, lossless_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
-from worldtune.dataset.control_checks import check_control
-from worldtune.dataset.controls import COLUMNS, annotated_stage, check_whole_video, taken_stage
+from worldtune.dataset.control_checks import check_control, check_lossless
+from worldtune.dataset.controls import (
+    COLUMNS,
+    LOSSLESS_COLUMN,
+    annotated_stage,
+    check_whole_video,
+    control_columns,
+    taken_stage,
+)
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import Ledger, open_ledger
@@ -28,9 +35,6 @@ if TYPE_CHECKING:
     from worldtune.annotate.protocol import ClipAnnotator, ClipToAnnotate
 
 VERSION = 1
-
-BESIDE: dict[str, tuple[str, ...]] = {"depth": (".mkv",)}
-"""By kind of control: suffixes of files that may be made beside each of its own."""
 
 Row = dict[str, Any]
 
@@ -79,7 +83,7 @@ def annotate_clips(
         rows = _annotate(
             ledger, clips, captions, prompts, kind, annotator, checkpoints, device, f"{stage} {name} {shard}"
         )
-        write_manifest(path, rows, COLUMNS)
+        write_manifest(path, rows, control_columns(kind, config))
     return path
 
 
@@ -149,49 +153,60 @@ def _annotate(
             prompts=prompts.get(identifier),
         )
         tasks.append(Task(clip_id=identifier, inputs=inputs, argument=(clip, seen)))
-    work = _Work(root, kind, lambda: LOADERS[kind](annotator, checkpoints, device))
+    work = _Work(root, kind, annotator.makes_lossless, lambda: LOADERS[kind](annotator, checkpoints, device))
     return do_tasks(ledger, tasks, work, work.died, label=label, processes=1)
 
 
 class _Work:
     """Annotates clips one by one; the networks are loaded for the first of them."""
 
-    def __init__(self, root: Path, kind: str, load: "Callable[[], ClipAnnotator]") -> None:
-        self._root, self._kind, self._load = root, kind, load
+    def __init__(self, root: Path, kind: str, makes_lossless: bool, load: "Callable[[], ClipAnnotator]") -> None:
+        self._root, self._kind, self._makes_lossless, self._load = root, kind, makes_lossless, load
         self._annotator: ClipAnnotator | None = None
 
     def __call__(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
         clip, seen = argument
         self._annotator = self._annotator or self._load()
-        target = control_path(self._root, seen.clip_id, self._kind)
-        self._remove(target)
+        control, *beside = files = self._files(seen.clip_id)
+        _remove(files)
         try:
             if seen.prompts is not None:
                 check_whole_video(clip, "its prompts")
-            self._annotator.annotate(seen, target)
+            self._annotator.annotate(seen, control)
             # As it will be read, from the first frame to the last.
-            facts = check_control(self._kind, target, clip)
+            facts = check_control(self._kind, control, clip)
+            hashes = {"control_sha256": sha256_file(control)}
+            if self._makes_lossless:
+                (lossless,) = beside
+                check_lossless(self._kind, lossless, clip)
+                hashes[LOSSLESS_COLUMN] = sha256_file(lossless)
         except WorldtuneError as error:
-            self._remove(target)
-            return Outcome(row=self._row(clip, f"{self._kind} not made: {error}".replace(str(seen.video), "the clip")))
-        row = self._row(clip, "", **vars(facts), control_sha256=sha256_file(target))
-        return Outcome(row=row, outputs=self._files(target))
+            _remove(files)
+            # Rows are the same wherever the folders lie.
+            reason = str(error).replace(str(seen.video), "the clip").replace(f"{self._root}/", "")
+            return Outcome(row=self._row(clip, f"{self._kind} not made: {reason}"))
+        row = self._row(clip, "", **vars(facts), **hashes)
+        return Outcome(row=row, outputs=tuple(files[: len(hashes)]))
 
     def died(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
         return Outcome(row=self._row(argument[0], f"{self._kind} died: the process ended without a word"))
 
-    def _files(self, target: Path) -> tuple[Path, ...]:
-        paths = (target, *(target.with_suffix(suffix) for suffix in BESIDE.get(self._kind, ())))
-        return tuple(path for path in paths if path.exists())
-
-    def _remove(self, target: Path) -> None:
-        for path in self._files(target):
-            path.unlink()
+    def _files(self, clip: str) -> list[Path]:
+        """Return the control's file and, for a kind that may have one, the lossless file beside it."""
+        beside = [lossless_path(self._root, clip, self._kind)] if self._kind in LOSSLESS_SUFFIXES else []
+        return [control_path(self._root, clip, self._kind), *beside]
 
     def _row(self, clip: Row, reason: str, **facts: Any) -> Row:
         row = dict.fromkeys(COLUMNS) | {column: clip[column] for column in CLIP_COLUMNS}
+        if self._makes_lossless:
+            row[LOSSLESS_COLUMN] = None
         state = {"status": "unusable" if reason else "ok", "reason": reason, "video_sha256": clip["video_sha256"]}
         return row | state | facts
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
 
 
 def _load_depth(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnnotator":

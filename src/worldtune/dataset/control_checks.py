@@ -13,6 +13,7 @@ from worldtune.formats.controls import FILE_CONTROLS, ControlSchema
 from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
 from worldtune.formats.rle import decode_runs
 from worldtune.media.geometry import nearest_aspect_ratio
+from worldtune.media.grey16 import iterate_grey16
 from worldtune.media.looks import is_black
 from worldtune.media.video import VideoInfo, check_video
 from worldtune.recipe.schema import VIDEO_SIZES_WH, KeypointControl
@@ -94,6 +95,25 @@ def check_control(kind: str, path: Path, clip: Clip) -> ControlFacts:
     if problem:
         raise WorldtuneError(problem)
     return facts
+
+
+def check_lossless(kind: str, path: Path, clip: Clip) -> None:
+    """Read the lossless file beside a control whole and check it against its clip.
+
+    Args:
+        kind: the control's kind.
+        path: the lossless file.
+        clip: the clip it belongs to.
+
+    Raises:
+        WorldtuneError: it is damaged or does not lie on the clip.
+    """
+    num_frames, size_wh = 0, None
+    for frame in iterate_grey16(path):
+        num_frames, size_wh = num_frames + 1, (frame.shape[1], frame.shape[0])
+    problem = misplacement(FILE_CONTROLS[kind], num_frames, size_wh, clip)
+    if problem:
+        raise WorldtuneError(f"its lossless file: {problem}")
 
 
 def _video_facts(schema: ControlSchema, path: Path, clip: Clip) -> ControlFacts:

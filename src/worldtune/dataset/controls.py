@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import copy_file, sha256_file
-from worldtune.dataset.clips import COMPUTED_CONTROLS, control_path, video_path
+from worldtune.dataset.clips import COMPUTED_CONTROLS, LOSSLESS_SUFFIXES, control_path, lossless_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.control_checks import ControlFacts, check_control
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
@@ -21,7 +21,14 @@ from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.layout import Layout, given_path
 from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import control_key
-from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, retire_manifests, write_manifest
+from worldtune.dataset.manifest import (
+    CLIP_COLUMNS,
+    Columns,
+    manifest_path,
+    read_manifest,
+    retire_manifests,
+    write_manifest,
+)
 from worldtune.dataset.work import Outcome, Task, do_tasks
 from worldtune.media.geometry import nearest_aspect_ratio
 from worldtune.media.video import iterate_frames, video_writer
@@ -43,6 +50,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "people_per_frame": pa.float64(),
 }
 """Columns of the manifest; the last five are those of ControlFacts."""
+LOSSLESS_COLUMN = "lossless_sha256"
+"""One more, where a lossless file is made beside each control."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +71,13 @@ class ControlJob:
 def control_stage(kind: str, config: DatasetConfig) -> str:
     """Return the name of the stage that makes or takes over one kind of a dataset's controls."""
     return annotated_stage(kind) if config.annotate.find(kind) else taken_stage(kind)
+
+
+def control_columns(kind: str, config: DatasetConfig) -> Columns:
+    """Return the columns of the manifests of a dataset's `control_stage`."""
+    annotator = config.annotate.find(kind)
+    makes_lossless = annotator is not None and annotator.makes_lossless
+    return COLUMNS | ({LOSSLESS_COLUMN: pa.string()} if makes_lossless else {})
 
 
 def taken_stage(kind: str) -> str:
@@ -107,6 +123,10 @@ def make_controls(
     with open_ledger(root, stage, shard) as ledger:
         retire_manifests(root, annotated_stage(kind))
         tasks = _tasks(root, source_folder(name, config, datasets), shard, kind, config.layout)
+        if kind in LOSSLESS_SUFFIXES:
+            # Stage annotate may have made them, of other depths than those that are given.
+            for task in tasks:
+                lossless_path(root, task.clip_id, kind).unlink(missing_ok=True)
         label = f"{stage} {name} {shard}"
         rows = do_tasks(ledger, tasks, make_control, _died, label=label, processes=processes)
         write_manifest(path, rows, COLUMNS)

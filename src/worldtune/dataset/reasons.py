@@ -83,3 +83,9 @@ def count_reasons(rows: Iterable[dict[str, Any]], column: str = "reason") -> lis
     return sorted(
         ((label, count, examples[label]) for label, count in counts.items()), key=lambda item: (-item[1], item)
     )
+
+
+def refuse(row: dict[str, Any], reason: str) -> None:
+    """Add a reason to a clip's row, which makes it unusable."""
+    row["reason"] = REASON_SEPARATOR.join(filter(None, (row["reason"], reason)))
+    row["status"] = "unusable"
