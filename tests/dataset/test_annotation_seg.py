@@ -103,6 +103,15 @@ def test_prompt_files_are_what_the_job_depends_on_and_no_captions(annotated):
     list_dataset.cache_clear()
 
 
+def test_prompt_files_lie_beside_the_videos_of_the_original_layout_too(annotated):
+    annotated.options["layout"] = "original"
+    annotated.add("videos/a.mp4", caption=None)
+    (annotated.folder / "videos/a.seg.json").write_text("{}")
+    listing = annotated.listing()
+    assert [clip.key for clip in listing.clips("0000")] == ["a.mp4"]
+    assert [row[:2] for row in listing.prompts("0000")] == [["a.seg.json", 2]]
+
+
 def test_a_clip_without_finds_has_a_file_without_objects_or_a_reason(annotated, caplog):
     settings = annotated.options["annotate"]["seg"]
     settings |= {"prompt": "cup", "box_threshold": 1.0, "retry_threshold": 1.0}

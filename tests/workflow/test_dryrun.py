@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from workspace import Workspace
 
+from worldtune.dataset.clips import shard_of
+
 
 def counts(labels: tuple[str, ...]) -> Counter[str]:
     return Counter(label.partition("[")[0] for label in labels)
@@ -64,6 +66,35 @@ def test_videos_of_a_repository_are_listed_fetched_and_cut_before_they_are_read(
     stages = ("fetch_videos", "cuts", "ingest", "captions", "t5", "controls")
     planned = counts(workspace.planned("datasets/hub_videos/dataset.json"))
     assert planned == {"list_repository": 1, **dict.fromkeys(stages, 4), "fetch_checkpoint": 1, "validate": 1}
+
+
+def test_edited_prompts_beside_a_fetched_video_plan_their_shard_anew(workspace: Workspace) -> None:
+    before, line = (workspace.root / "config/config.yaml").read_text(), "    cut: {min_s: 5.1, max_s: 10}\n"
+    annotators = "    annotate: {seg: {}}\n"
+    workspace.edit(
+        "config/config.yaml",
+        {
+            f"{line}    num_shards: 4\n    min_frames: 121\n    controls: [edge]\n": (
+                f"    num_shards: 4\n    min_frames: 121\n    controls: [seg]\n{annotators}"
+            )
+        },
+    )
+    target = f"datasets/hub_videos/manifests/annotate-seg/{shard_of('train/a.mp4', 4)}.parquet"
+    prompts = workspace.root / "datasets/hub_videos/source/train/a.seg.json"
+    prompts.parent.mkdir(parents=True)
+
+    def expected() -> str:
+        """The fingerprint of the values that the annotating job is planned for."""
+        text = workspace.snakemake("--dryrun", "--printshellcmds", target).text
+        (found,) = re.findall(r"annotate\.py .* --expect (\S+)\)", text)
+        return found
+
+    prompts.write_text("{}")
+    first = expected()
+    prompts.write_text("{ }")
+    assert expected() != first
+    shutil.rmtree(workspace.root / "datasets/hub_videos")
+    (workspace.root / "config/config.yaml").write_text(before)
 
 
 def test_a_text_encoder_of_another_width_stops_the_parse(workspace: Workspace) -> None:

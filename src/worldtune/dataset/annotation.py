@@ -25,9 +25,9 @@ from worldtune.dataset.controls import (
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import Ledger, open_ledger
-from worldtune.dataset.listing import prompts_key
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, retire_manifests, write_manifest
+from worldtune.dataset.prompts import prompts_key
 from worldtune.dataset.verification import captions_of_rows
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
