@@ -20,10 +20,11 @@ def depth() -> np.ndarray:
     return frames
 
 
-def test_black_frames_of_a_given_video_are_counted(tmp_path, depth):
+def test_frames_of_one_level_of_a_given_video_are_counted(tmp_path, depth):
+    depth[:5, :16] //= 2
     write_video(tmp_path / "a.mp4", depth, 24)
     facts = check_control("lidar", tmp_path / "a.mp4", CLIP)
-    assert (facts.num_frames, facts.width, facts.height, facts.empty_frames) == (6, 48, 32, 2)
+    assert (facts.num_frames, facts.width, facts.height, facts.empty_frames) == (6, 48, 32, 3)
 
 
 def test_depth_in_the_colours_of_a_map_is_refused(tmp_path, depth):

@@ -201,7 +201,7 @@ class _Work:
         if self._makes_lossless:
             row[LOSSLESS_COLUMN] = None
         state = {"status": "unusable" if reason else "ok", "reason": reason, "video_sha256": clip["video_sha256"]}
-        return row | state | facts
+        return row | state | {column: value for column, value in facts.items() if column in row}
 
 
 def _remove(files: Iterable[Path]) -> None:

@@ -30,11 +30,12 @@ from worldtune.dataset.manifest import (
     write_manifest,
 )
 from worldtune.dataset.work import Outcome, Task, do_tasks
+from worldtune.formats.controls import FILE_CONTROLS
 from worldtune.media.geometry import nearest_aspect_ratio
 from worldtune.media.video import iterate_frames, video_writer
 from worldtune.recipe.schema import VIDEO_SIZES_WH
 
-VERSION = 5
+VERSION = 6
 
 EDGE_PRESET = "medium"
 
@@ -49,7 +50,9 @@ COLUMNS: dict[str, pa.DataType] = {
     "num_objects": pa.int64(),
     "people_per_frame": pa.float64(),
 }
-"""Columns of the manifest; the last five are those of ControlFacts."""
+"""Columns of the manifest; the last five are of ControlFacts."""
+MOTION_COLUMN = "motion"
+"""One more of ControlFacts, where the control is a given video."""
 LOSSLESS_COLUMN = "lossless_sha256"
 """One more, where a lossless file is made beside each control."""
 
@@ -76,8 +79,15 @@ def control_stage(kind: str, config: DatasetConfig) -> str:
 def control_columns(kind: str, config: DatasetConfig) -> Columns:
     """Return the columns of the manifests of a dataset's `control_stage`."""
     annotator = config.annotate.find(kind)
-    makes_lossless = annotator is not None and annotator.makes_lossless
-    return COLUMNS | ({LOSSLESS_COLUMN: pa.string()} if makes_lossless else {})
+    if annotator is None:
+        return taken_columns(kind)
+    return COLUMNS | ({LOSSLESS_COLUMN: pa.string()} if annotator.makes_lossless else {})
+
+
+def taken_columns(kind: str) -> Columns:
+    """Return the columns of the manifests of `taken_stage`."""
+    is_given_video = FILE_CONTROLS[kind].is_video and kind not in COMPUTED_CONTROLS
+    return COLUMNS | ({MOTION_COLUMN: pa.float64()} if is_given_video else {})
 
 
 def taken_stage(kind: str) -> str:
@@ -129,7 +139,7 @@ def make_controls(
                 lossless_path(root, task.clip_id, kind).unlink(missing_ok=True)
         label = f"{stage} {name} {shard}"
         rows = do_tasks(ledger, tasks, make_control, _died, label=label, processes=processes)
-        write_manifest(path, rows, COLUMNS)
+        write_manifest(path, rows, taken_columns(kind))
     return path
 
 
@@ -163,9 +173,9 @@ def _inputs(job: ControlJob) -> dict[str, Any]:
 
 
 def _row(job: ControlJob, reason: str, **facts: Any) -> dict[str, Any]:
-    row = dict.fromkeys(COLUMNS) | {column: job.clip[column] for column in CLIP_COLUMNS}
+    row = dict.fromkeys(taken_columns(job.kind)) | {column: job.clip[column] for column in CLIP_COLUMNS}
     state = {"status": "unusable" if reason else "ok", "reason": reason, "video_sha256": job.clip["video_sha256"]}
-    return row | state | facts
+    return row | state | {column: value for column, value in facts.items() if column in row}
 
 
 def _died(job: ControlJob) -> Outcome:

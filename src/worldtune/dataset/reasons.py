@@ -50,6 +50,7 @@ MENDS: dict[str, str] = {
     "nearly black": "Look at the video; remove it if it shows nothing.",
     "nothing moves": "Look at the video; a still picture teaches no motion.",
     "KIND mostly empty": "Look at the control beside its video; remove clips in which there is nothing to follow.",
+    "KIND stands still": "Make the control from all frames of the video; it repeats one of them.",
 }
 """What to do, by label; KIND stands for the kind of a control."""
 

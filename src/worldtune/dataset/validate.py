@@ -53,6 +53,7 @@ from worldtune.dataset.spans import COLUMNS as CUT_COLUMNS
 from worldtune.dataset.spans import STAGE as CUT_STAGE
 from worldtune.dataset.t5 import COLUMNS as T5_COLUMNS
 from worldtune.dataset.t5 import STAGE as T5_STAGE
+from worldtune.dataset.unclaimed import unclaimed_files
 from worldtune.dataset.verification import read_captions, verify_files
 from worldtune.dataset.views import join_views
 from worldtune.formats.controls import FILE_CONTROLS
@@ -125,14 +126,21 @@ def examine(name: str, config: DatasetConfig, *, datasets: Path = Path("datasets
     table = [row | details[row["clip_id"]] for row in rows]
     for row in table:
         row["remarks"] = REASON_SEPARATOR.join(row["remarks"])
+    source = source_folder(name, config, datasets)
+    unclaimed = unclaimed_files(source, config, (row["source_key"] for row in rows))
+    if unclaimed:
+        logger.warning("%s: given files that belong to no video: %s", name, ", ".join(unclaimed))
     found = Validation(
         root=root,
-        source=source_folder(name, config, datasets),
+        source=source,
         name=name,
         config=config,
         rows=rows,
         table=table,
-        remarks=[*dataset_remarks(table, alike, leaks), *shares_of_empty_frames(table, config.controls)],
+        remarks=[
+            *dataset_remarks(table, alike, leaks, unclaimed),
+            *shares_of_empty_frames(table, config.controls),
+        ],
         statistics=statistics(table),
         channels=channels,
         caption_makers=_caption_makers(rows, tables[caption_stage(config)[0]]),
