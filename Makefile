@@ -57,7 +57,7 @@ preflight: need-run setup  ## does RUN=... fit, and how long would it take: memo
 	$(SNAKEMAKE) --cores $(CORES) results/$(RUN)/preflight.json
 	@grep -h 'preflight: ' logs/preflight/$(RUN).log | tail -n 1
 
-retry: need-dataset setup  ## try the failed downloads of DATASET=... again; nothing else does
+retry: need-dataset setup  ## try again what failed of DATASET=... and may pass: downloads, unanswered captions, dead processes
 	$(BIN)/python src/scripts/retry.py --dataset $(DATASET) --cores $(CORES)
 
 dag: setup  ## the graph of the configured runs, as logs/dag.mmd and, with graphviz, logs/dag.svg

@@ -38,7 +38,7 @@ DATASET = "scale"
 SOURCE = "source_videos"
 ENCODER = "benchmark/tiny-t5"
 STAGES = ("ingest", "captions", "t5", "controls", "validate")
-LEDGERS = ("ingest", "captions", "t5", "control-edge")
+LEDGERS = ("ingest", "captions", "t5", "controls-edge")
 DISTINCT = 64
 """Videos that are encoded; the others are these with another unused box at their end."""
 FRAMES_THW = (9, 48, 64)

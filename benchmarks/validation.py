@@ -64,7 +64,7 @@ STAGES = {
     "ingest": INGEST_COLUMNS,
     "captions": CAPTION_COLUMNS,
     "t5": T5_COLUMNS,
-    "control-depth": taken_columns("depth"),
+    "controls-depth": taken_columns("depth"),
 }
 
 
@@ -85,7 +85,7 @@ def _clip(root: Path, key: str, number: int, pixels: bytes, fingerprint: str) ->
         "ingest": {**size, **looks, "fps": 24.0, "video_sha256": hashes["video_sha256"]},
         "captions": {"caption_sha256": hashes["caption_sha256"]},
         "t5": {**hashes, "num_tokens": 9, "truncated": False, "channels": 8, "t5_sha256": sha256_file(text)},
-        "control-depth": {**size, **hashes, "control_sha256": sha256_file(depth), "empty_frames": 0, "motion": 2.0},
+        "controls-depth": {**size, **hashes, "control_sha256": sha256_file(depth), "empty_frames": 0, "motion": 2.0},
     }
     return {
         stage: dict.fromkeys(columns)

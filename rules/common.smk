@@ -18,10 +18,10 @@ from worldtune.dataset.config import (
     missing_folder,
 )
 from worldtune.common.versions import stage_version
-from worldtune.dataset.controls import control_stage
 from worldtune.dataset.latents import LatentsKind
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.parameters import STAGE_KEYS, stage_values
+from worldtune.dataset.stages import dataset_stages
 from worldtune.evaluate.places import check_runs
 from worldtune.recipe.capacity import capacity_values
 from worldtune.recipe.identity import (

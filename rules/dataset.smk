@@ -223,7 +223,7 @@ rule controls:
     input:
         ingest="datasets/{dataset}/manifests/ingest/{shard}.parquet",
     output:
-        manifest="datasets/{dataset}/manifests/control-{control}/{shard}.parquet",
+        manifest="datasets/{dataset}/manifests/controls-{control}/{shard}.parquet",
     log:
         "logs/controls/{dataset}_{control}_{shard}.log",
     benchmark:
@@ -326,21 +326,7 @@ rule cache_latents:
 
 def dataset_manifests(wildcards):
     """The manifests of all shards and stages of a dataset."""
-    stages = [
-        "ingest",
-        caption_stage(DATASETS[wildcards.dataset])[0],
-        "t5",
-        *(
-            control_stage(kind, DATASETS[wildcards.dataset])
-            for kind in DATASETS[wildcards.dataset].controls
-        ),
-        *(
-            ["fetch_videos"]
-            if DATASETS[wildcards.dataset].kind in ("hdvila", "huggingface")
-            else []
-        ),
-        *(["cuts"] if DATASETS[wildcards.dataset].cut is not None else []),
-    ]
+    stages = dataset_stages(DATASETS[wildcards.dataset])
     shards = dataset_shards(wildcards.dataset)
     return [
         f"datasets/{wildcards.dataset}/manifests/{stage}/{shard}.parquet"

@@ -2,8 +2,8 @@
 
     python src/scripts/fetch_videos.py --dataset hdvila --shard 0003 --threads 4
 
-Makes videos below datasets/hdvila/source/ and the shard's manifest. A video that failed is not tried again
-before `make retry DATASET=hdvila`.
+Makes videos below datasets/hdvila/source/ and the shard's manifest. A video that failed is tried again by
+`make retry DATASET=hdvila` alone.
 """
 
 import argparse

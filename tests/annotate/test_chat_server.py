@@ -8,7 +8,7 @@ from chat_service import chat_service
 from PIL import Image
 
 import worldtune.annotate.chat_server as chat_server
-from worldtune.annotate.answers import Answer, Question, RefusedError, SampledClip, Sampling
+from worldtune.annotate.answers import Answer, Question, RefusedError, SampledClip, Sampling, UnansweredError
 from worldtune.annotate.chat_server import ChatServer, ServerError
 
 QUESTION = Question(prompt="What happens?", max_new_tokens=50)
@@ -113,9 +113,9 @@ def test_an_answer_that_does_not_come_is_asked_for_again(service, clip):
     ("reply", "named"),
     [(500, "status 500"), (b"no JSON", "none of a chat"), (b'{"choices": [{"message": {"content": null}}]}', "None")],
 )
-def test_a_clip_without_an_answer_is_at_fault_where_the_server_lives(service, clip, reply, named):
+def test_only_a_clip_has_no_answer_where_the_server_lives(service, clip, reply, named):
     service.reply = replies(reply)
-    with pytest.raises(RefusedError, match=f"no answer: .*{named}"):
+    with pytest.raises(UnansweredError, match=f"the server gives none: .*{named}"):
         ask(service, clip)
     assert len(service.requests) == 3
 

@@ -1,8 +1,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+import worldtune.dataset.annotation
 from worldtune.annotate.depth import DepthNetwork
+from worldtune.annotate.keypoint import WholeBody
+from worldtune.annotate.protocol import NetworkFailedError
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import copy_file
 from worldtune.dataset.annotation import annotate_clips
@@ -153,6 +157,42 @@ def test_a_clip_that_cannot_be_annotated_keeps_a_row(annotated, monkeypatch):
     assert list(files(annotated)) == [f"{clip_id('b.mp4')}{suffix}" for suffix in (".mkv", ".mp4")]
 
 
+@pytest.mark.parametrize(
+    ("kind", "network", "error"),
+    [
+        ("keypoint", WholeBody, NetworkFailedError("a network failed: x")),
+        ("depth", DepthNetwork, torch.OutOfMemoryError("Tried to allocate")),
+    ],
+)
+def test_a_network_that_failed_over_a_clip_is_asked_again(annotated, monkeypatch, kind, network, error):
+    write, bad = network.annotate, clip_id("a.mp4")
+
+    def failing(self, clip, target):
+        if clip.clip_id == bad:
+            raise error
+        write(self, clip, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(network, "annotate", failing)
+        rows = {row["clip_id"]: row for row in annotate(annotated, kind)}
+        assert (rows[bad]["status"], rows[clip_id("b.mp4")]["status"]) == ("unusable", "ok")
+        assert rows[bad]["reason"].startswith(f"{kind} died: ")
+    before = files(annotated, kind)
+    assert {row["status"] for row in annotate(annotated, kind)} == {"ok"}
+    assert before.items() < files(annotated, kind).items()
+
+
+def test_networks_that_fail_over_every_clip_fail_the_stage(annotated, monkeypatch):
+    def failing(self, clip, target):
+        raise NetworkFailedError("a network failed: x")
+
+    monkeypatch.setattr(WholeBody, "annotate", failing)
+    assert {row["reason"] for row in annotate(annotated, "keypoint")} == {"keypoint died: a network failed: x"}
+    monkeypatch.setattr(worldtune.dataset.annotation, "MAX_FAILURES", 2)
+    with pytest.raises(WorldtuneError, match="failed over each of 2 clips; over the last one: keypoint died: "):
+        annotate(annotated, "keypoint")
+
+
 def test_a_control_can_be_given_and_made_in_turn(annotated):
     annotate(annotated, "keypoint")
     target = control_path(annotated.root, clip_id("a.mp4"), "keypoint")
@@ -162,7 +202,7 @@ def test_a_control_can_be_given_and_made_in_turn(annotated):
     given = annotated.folder / "keypoint/a.pickle"
     write_keypoints(given, list(people.values()))
     assert given.stat().st_size == len(made)
-    manifests = [annotated.root / f"manifests/{stage}-keypoint/0000.parquet" for stage in ("annotate", "control")]
+    manifests = [annotated.root / f"manifests/{stage}-keypoint/0000.parquet" for stage in ("annotate", "controls")]
 
     annotator = annotated.options["annotate"].pop("keypoint")
     annotated.controls("keypoint")

@@ -74,7 +74,10 @@ def test_a_caption_that_its_stage_did_not_write_is_not_searched_for(annotated):
     caption = caption_path(annotated.root, clip_id("a.mp4"))
     caption.write_text("A dog.\n")
     places = {"datasets": annotated.datasets, "checkpoints": annotated.checkpoints}
-    with pytest.raises(WorldtuneError, match=rf"{caption.name} is not what its stage wrote\. Run the captions stage"):
+    with pytest.raises(
+        WorldtuneError,
+        match=rf"{caption.name} is not what its stage wrote\. Delete what is there, then: .*--forcerun captions",
+    ):
         annotate_clips("tiny", annotated.config, "0000", "seg", device="cpu", **places)
     # Nobody reads it where the clip has prompts of its own.
     prompts = {"objects": [{"phrase": "left cup", "box": [4, 4, 20, 20]}]}

@@ -18,12 +18,12 @@ CONTROLS = ["edge", "depth", "seg", "keypoint"]
 
 
 def rows_by_key(manifest):
-    columns = taken_columns(manifest.parent.name.removeprefix("control-"))
+    columns = taken_columns(manifest.parent.name.removeprefix("controls-"))
     return {row["source_key"]: row for row in read_manifest(manifest, columns)}
 
 
 def records(source, kind: str) -> int:
-    return ledger_path(source.root, f"control-{kind}", "0000").read_bytes().count(b'"row"')
+    return ledger_path(source.root, f"controls-{kind}", "0000").read_bytes().count(b'"row"')
 
 
 @pytest.fixture

@@ -21,10 +21,11 @@ from worldtune.dataset import youtube
 from worldtune.dataset.captions import captions
 from worldtune.dataset.clips import shard_of, video_path
 from worldtune.dataset.config import DatasetConfig
-from worldtune.dataset.download import COLUMNS, fetch_videos, forget_failed, listed_clips
+from worldtune.dataset.download import COLUMNS, fetch_videos, listed_clips
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import ingest
 from worldtune.dataset.manifest import read_manifest
+from worldtune.dataset.retry import forget_failed
 from worldtune.media.video import write_video
 
 
@@ -153,7 +154,8 @@ def test_each_video_is_asked_for_once_until_it_is_retried(tmp_path: Path, server
     assert fetch_videos("h", config(5), "0000", datasets=tmp_path).read_bytes() == content
     assert server.requests == Counter({"one": 1, "two": 1, "gone": 1, "late": 1})
 
-    assert forget_failed("h", config(5), datasets=tmp_path) == {"0000": 3}
+    gone = {str(row["clip_id"]) for row in found.values() if row["status"] != "ok"}
+    assert forget_failed("h", config(5), datasets=tmp_path) == {"fetch_videos": {"0000": gone}}
     assert not path.exists()
     found = rows(fetch_videos("h", config(5), "0000", datasets=tmp_path))
     assert found["videos/gone.mp4"]["status"] == "ok"
@@ -168,8 +170,9 @@ def test_only_shards_with_failures_are_tried_again(tmp_path: Path, server: Serve
     server.videos = {name: b"x" for name in names if shards[name] == "0000"}
     write_metadata(tmp_path, server, *names)
     paths = [fetch_videos("h", config(8, 2), shard, datasets=tmp_path) for shard in ("0000", "0001")]
-    failed = sum(shard == "0001" for shard in shards.values())
-    assert forget_failed("h", config(8, 2), datasets=tmp_path) == {"0001": failed}
+    failed = {row["clip_id"] for row in rows(paths[1]).values()}
+    assert len(failed) == sum(shard == "0001" for shard in shards.values())
+    assert forget_failed("h", config(8, 2), datasets=tmp_path) == {"fetch_videos": {"0001": failed}}
     assert [path.exists() for path in paths] == [True, False]
     assert forget_failed("h", config(8, 2), datasets=tmp_path) == {}
 
@@ -344,5 +347,3 @@ def test_lines_that_are_no_json_and_other_kinds_are_named(tmp_path: Path, server
     assert len(listed_clips(path, 1)) == 1
     with pytest.raises(WorldtuneError, match="no JSON"):
         listed_clips(path, 2)
-    with pytest.raises(WorldtuneError, match="downloads no videos"):
-        forget_failed("mine", DatasetConfig(kind="folder", path="mine", num_shards=1), datasets=tmp_path)

@@ -180,10 +180,11 @@ def test_dense_captions_are_one_line_of_whole_sentences(asked, service, answer, 
 
 
 def test_a_clip_that_the_server_cannot_answer_is_a_row(asked, service):
-    service.reply = lambda payload: 400 if "<0.3 seconds>" in times_of(payload) else "A thing."
-    rows = rows_by_key(asked.make_captions())
-    assert rows["a.mp4"]["status"] == "ok"
-    assert rows["c.mp4"]["reason"].startswith("no caption: the server refuses the request: status 400")
+    for status, reason in ((400, "no caption: the server refuses the request: status 400"), (500, "no answer: ")):
+        service.reply = lambda payload, status=status: status if "<0.3 seconds>" in times_of(payload) else "A thing."
+        rows = rows_by_key(asked.make_captions())
+        assert rows["a.mp4"]["status"] == "ok"
+        assert rows["c.mp4"]["reason"].startswith(reason)
 
 
 def test_a_server_that_is_down_fails_the_stage_and_keeps_what_is_done(asked, service):

@@ -8,7 +8,7 @@ CONTROLS = ("edge", "depth")
 def test_every_reason_has_a_mend():
     # What the stages' own tests show as reasons.
     labels = ["too short", "edge unusable", "depth out of date", "file changed", "leak", "depth mostly empty"]
-    labels += ["short remainder", "cannot be cut", "unreadable parquet file"]
+    labels += ["short remainder", "cannot be cut", "unreadable parquet file", "not in the repository", "no answer"]
     labels += ["text embedding unusable", "no text embedding"]
     for label in labels:
         assert mend_of(label, CONTROLS), label

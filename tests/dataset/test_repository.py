@@ -22,16 +22,16 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.hub import Hub
 from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
 from worldtune.dataset.captions import captions
-from worldtune.dataset.clips import load_dataset, shard_of
+from worldtune.dataset.clips import clip_id, load_dataset, shard_of
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.controls import make_controls
 from worldtune.dataset.cuts import find_cuts
-from worldtune.dataset.download import forget_failed
 from worldtune.dataset.fetched import COLUMNS
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import ingest
 from worldtune.dataset.manifest import read_manifest
 from worldtune.dataset.repository import fetch_repository, list_repository
+from worldtune.dataset.retry import find_failed, forget_failed
 from worldtune.dataset.t5 import embed_captions
 from worldtune.dataset.validate import conclude, examine
 from worldtune.media.video import write_video
@@ -201,7 +201,8 @@ def test_videos_with_metadata_become_clips_with_captions(
         "train/plain.mp4": None,
         "train/lost.mp4": "Three.",
     }
-    assert "has no such file" in found["train/lost.mp4"]["reason"]
+    assert found["train/lost.mp4"]["reason"].startswith("not in the repository: ")
+    assert find_failed("r", config(), datasets=tmp_path) == {}
     assert repository.names() == ["train/a.mp4", f"train/metadata.{form}", "train/plain.mp4", "train/sub/b.mp4"]
     assert (tmp_path / "r/source/train/sub/b.mp4").read_bytes() == videos[1]
     made = {
@@ -309,7 +310,8 @@ def test_what_cannot_be_had_keeps_a_row_and_is_asked_for_by_retry(
         fetch(tmp_path, repository, min_success=0.6)
     repository.spoiled, repository.gone, repository.downloads = set(), set(), []
     assert [row["status"] for row in fetch(tmp_path, repository)].count("ok") == 2
-    assert forget_failed("r", config(), datasets=tmp_path) == {"0000": 2}
+    failed = {clip_id("1.mp4"), clip_id("2.mp4")}
+    assert forget_failed("r", config(), datasets=tmp_path) == {"fetch_videos": {"0000": failed}}
     assert [row["status"] for row in fetch(tmp_path, repository)].count("ok") == 4
     assert repository.names() == ["1.mp4", "2.mp4"]
 
@@ -369,4 +371,4 @@ def test_a_downloaded_video_that_is_cut_is_there_as_its_parts_alone(
     ]
     reasons = sorted((clip.source_key, clip.reason.partition(":")[0]) for clip in dataset.unusable)
     short = "short remainder"
-    assert reasons == [("a.mp4", short), ("b.mp4", short), ("lost.mp4", "download failed")]
+    assert reasons == [("a.mp4", short), ("b.mp4", short), ("lost.mp4", "not in the repository")]

@@ -91,7 +91,7 @@ def test_a_caption_that_its_stage_did_not_write_is_not_embedded(captioned):
 
 def test_missing_encoder_or_captions(captioned):
     caption_path(captioned.root, clip_id("a.mp4")).unlink()
-    with pytest.raises(WorldtuneError, match="Run the captions stage again"):
+    with pytest.raises(WorldtuneError, match=r"cannot be read\. Delete what is there, then: .* --forcerun captions`"):
         captioned.t5()
     captioned.options["text_encoder"] = "no/encoder"
     with pytest.raises(WorldtuneError, match=r"no/encoder does not exist"):

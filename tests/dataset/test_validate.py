@@ -19,7 +19,8 @@ from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.controls import COLUMNS as CONTROL_COLUMNS
 from worldtune.dataset.lookalikes import NEAR_BITS
 from worldtune.dataset.manifest import read_manifest, write_manifest
-from worldtune.dataset.validate import _clip_row, _stages, conclude, examine, held_out_draw
+from worldtune.dataset.stages import dataset_stages
+from worldtune.dataset.validate import _clip_row, conclude, examine, held_out_draw
 from worldtune.media.video import write_video
 
 
@@ -152,7 +153,9 @@ def test_lost_file_makes_its_clip_unusable(made, what):
     (video_path(made.root, clip) if what == "video" else control_path(made.root, clip, "edge")).unlink()
     check(made)
     (lost,) = (clip for clip in load_dataset(made.root).unusable if clip.source_key == "0.mp4")
-    assert lost.reason.startswith("file gone: ")
+    rule = "ingest" if what == "video" else "controls"
+    assert lost.reason.startswith(f"file gone: {'videos' if what == 'video' else what}/{clip}.")
+    assert lost.reason.endswith(f"; `snakemake datasets/tiny/dataset.json --forcerun {rule}` makes it again")
 
 
 def test_changed_files_make_their_clips_unusable(made):
@@ -163,9 +166,9 @@ def test_changed_files_make_their_clips_unusable(made):
     caption_path(made.root, names[1]).write_text("Another one.\n")
     check(made)
     reasons = {clip.clip_id: clip.reason for clip in load_dataset(made.root).unusable}
-    changed = "it is not what its stage made; delete it and force that stage"
-    assert reasons[names[0]] == f"file changed: edge/{names[0]}.mkv; {changed}"
-    assert reasons[names[1]] == f"file changed: metas/{names[1]}.txt; {changed}"
+    changed = "it is not what its stage made; delete it, then `snakemake datasets/tiny/dataset.json --forcerun"
+    assert reasons[names[0]] == f"file changed: edge/{names[0]}.mkv; {changed} controls` makes it again"
+    assert reasons[names[1]] == f"file changed: metas/{names[1]}.txt; {changed} captions` makes it again"
     assert names[2] not in reasons
     # As the message says.
     control.unlink()
@@ -175,7 +178,7 @@ def test_changed_files_make_their_clips_unusable(made):
 
 
 def test_a_control_of_another_size_is_misplaced(made):
-    path = made.root / "manifests/control-edge/0000.parquet"
+    path = made.root / "manifests/controls-edge/0000.parquet"
     rows = read_manifest(path, CONTROL_COLUMNS)
     (row,) = (row for row in rows if row["source_key"] == "0.mp4")
     row["width"] += 8
@@ -300,11 +303,12 @@ def test_a_scene_without_one_of_its_views_is_not_used(street):
     assert reasons["stray.mp4"].startswith("no view: it lies in none of the folders front, left")
 
 
-def test_a_failed_download_says_how_it_is_tried_again(tmp_path):
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [("download failed: x", "; `make retry DATASET=films` tries again"), ("not in the repository: x", "")],
+)
+def test_a_failure_that_may_pass_says_how_it_is_tried_again(tmp_path, reason, advice):
     config = DatasetConfig(kind="hdvila", num_shards=1, max_clips=1)
     fetched = {"clip_id": "c", "source_key": "videos/a.mp4", "start_s": 0.0, "end_s": 1.0, "status": "unusable"}
-    tables = {stage: {} for stage in _stages(config)} | {
-        "fetch_videos": {"c": fetched | {"reason": "download failed: x"}}
-    }
-    row = _clip_row(tmp_path / "films", "c", tables, config)
-    assert row["reason"] == "download failed: x; `make retry DATASET=films` asks for it again"
+    tables = {stage: {} for stage in dataset_stages(config)} | {"fetch_videos": {"c": fetched | {"reason": reason}}}
+    assert _clip_row(tmp_path / "films", "c", tables, config)["reason"] == reason + advice

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from workspace import Workspace
 
+from worldtune.dataset.advice import force_command, rule_of
 from worldtune.dataset.clips import shard_of
+from worldtune.dataset.config import load_datasets
+from worldtune.dataset.parameters import STAGE_KEYS
+from worldtune.dataset.reasons import PASSING
+from worldtune.dataset.stages import dataset_stages
 
 
 def counts(labels: tuple[str, ...]) -> Counter[str]:
@@ -323,3 +328,28 @@ def test_captions_are_made_by_a_model_of_the_catalogue_one_put_there_by_hand_or_
     workspace.edit("config/config.yaml", {"mine/model\n": "Qwen/Qwen3-VL-8B-Instruct\n"})
     workspace.edit("config/config.yaml", {model: model + "      server: http://gpu-node:8000/v1\n"})
     assert counts(workspace.planned("results/mine/model"))["fetch_checkpoint"] == 3
+
+
+def test_messages_name_rules_that_exist(workspace: Workspace) -> None:
+    root = workspace.root
+    rules = {
+        name
+        for path in (root / "rules").glob("*.smk")
+        for name in re.findall(r"^(?:rule|checkpoint) (\w+):", path.read_text(), re.MULTILINE)
+    }
+    texts = [
+        root / "README.md",
+        root / "config/README.md",
+        *(root / "src").rglob("*.py"),
+        *(root / "rules").glob("*.smk"),
+    ]
+    named = {name for path in texts for name in re.findall(r"(?:--forcerun|snakemake -R) ([a-z]\w*)", path.read_text())}
+    assert {"t5", "controls", "annotate", "make_captions"} <= named <= rules
+    datasets = load_datasets(root / "config/config.yaml").values()
+    stages = sorted({stage for config in datasets for stage in dataset_stages(config)})
+    assert set(map(rule_of, stages)) | set(STAGE_KEYS) | set().union(*PASSING.values()) <= rules
+    command = force_command("hub_videos", *stages).strip("`").split()
+    assert "datasets/hub_videos/dataset.json" in command
+    # Not of the configured runs, which are planned where the target is taken for a rule.
+    planned = counts(workspace.planned(*command[1:]))
+    assert (planned["validate"], planned["train"]) == (1, 0)

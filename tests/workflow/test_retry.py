@@ -1,20 +1,30 @@
 """`make retry` in the real graph, with a stand-in for pytubefix that takes files of a folder."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from workspace import Workspace
+import numpy as np
+from chat_service import chat_service
+from workspace import Workspace, finished_jobs
 
 from worldtune.dataset.clips import shard_of
+from worldtune.media.video import write_video
 
 CONFIG = """
 runs: []
 datasets:
-  films: {kind: hdvila, max_clips: 6, num_shards: 2}
+  films:
+    kind: hdvila
+    max_clips: 6
+    num_shards: 2
+    min_frames: 5
+    captioner: {{model: qwen, server: "{server}", num_frames: 8, retries: 0}}
 cluster:
-  partitions: {cpu: null, gpu: null, network: null}
+  partitions: {{cpu: null, gpu: null, network: null}}
 """
 LIBRARY = """
 import pathlib
@@ -41,36 +51,39 @@ class YouTube:
 """
 
 
+def pictures(payload: dict[str, Any]) -> int:
+    """The number of pictures that a server was sent: each has its time before it, and the question comes last."""
+    return len(payload["messages"][0]["content"]) // 2
+
+
 def test_retry_runs_only_what_failed(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     root = workspace.root
-    (root / "config/config.yaml").write_text(CONFIG)
     (root / "src/pytubefix").mkdir()
     (root / "src/pytubefix/__init__.py").write_text(LIBRARY)
     (root / "src/pytubefix/exceptions.py").write_text("class PytubeFixError(Exception):\n    pass\n")
     names = [f"film{number}" for number in range(6)]
     shards = {name: shard_of(f"videos/{name}.mp4", 2) for name in names}
-    failing = names[0]
-    other_shard = {"0000": "0001", "0001": "0000"}[shards[failing]]
-    assert other_shard in shards.values()
+    gone = names[0]
+    silent = next(name for name in names if shards[name] != shards[gone])
+    write_video(root / "film.mp4", np.random.default_rng(0).integers(0, 255, (30, 32, 48, 3), dtype=np.uint8), 24)
     (root / "offered").mkdir()
     for name in names[1:]:
-        (root / "offered" / name).write_text(name)
+        shutil.copy(root / "film.mp4", root / "offered" / name)
     metadata = root / "datasets/films/source/metadata.jsonl"
     metadata.parent.mkdir(parents=True)
-    span = {"caption": "", "span_start": "0:00:00.000", "span_end": "0:00:01.000"}
-    lines = [json.dumps({"url": f"https://films.invalid/{name}", "video_id": name, **span}) for name in names]
+    lines = []
+    for name in names:
+        # Six frames, fewer than the captioner takes, tell the silent one.
+        span = {"span_start": "0:00:00.000", "span_end": "0:00:00.250" if name == silent else "0:00:01.000"}
+        lines.append(json.dumps({"url": f"https://films.invalid/{name}", "video_id": name, "caption": "", **span}))
     metadata.write_text("\n".join(lines) + "\n")
-    targets = [f"datasets/films/manifests/fetch_videos/{shard}.parquet" for shard in ("0000", "0001")]
-
-    assert workspace.snakemake(*targets).finished == ("fetch_videos[0000]", "fetch_videos[0001]")
-    asked = root / "asked.txt"
-    assert sorted(asked.read_text().split()) == names
-    (root / "offered" / failing).write_text(failing)
-    (root / targets[0]).unlink()
-    (root / targets[1]).unlink()
-    workspace.snakemake(*targets)
-    assert sorted(asked.read_text().split()) == names
+    manifests = root / "datasets/films/manifests"
+    places = {
+        (stage, shard): str((manifests / stage / f"{shard}.parquet").relative_to(root))
+        for stage in ("fetch_videos", "make_captions")
+        for shard in ("0000", "0001")
+    }
 
     def retry() -> str:
         command = [sys.executable, "src/scripts/retry.py", "--dataset", "films"]
@@ -86,10 +99,22 @@ def test_retry_runs_only_what_failed(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    text = retry()
-    assert f"1 failed downloads are tried again, in the shards {shards[failing]}" in text
-    assert f"shard={other_shard}" not in text
-    assert sorted(asked.read_text().split()) == sorted([*names, failing])
-    assert (root / f"datasets/films/source/videos/{failing}.mp4").read_text() == failing
-    assert workspace.planned(*targets) == ()
-    assert "no download of films has failed" in retry()
+    with chat_service() as service:
+        (root / "config/config.yaml").write_text(CONFIG.format(server=service.address))
+        service.reply = lambda payload: 500 if pictures(payload) == 6 else "A film."
+        workspace.snakemake(*places.values())
+        asked = root / "asked.txt"
+        assert sorted(asked.read_text().split()) == names
+        assert len(service.requests) == len(names) - 1
+
+        shutil.copy(root / "film.mp4", root / "offered" / gone)
+        service.reply = lambda payload: "A film."
+        text = retry()
+        assert f"  fetch_videos: 1 clip, in shard {shards[gone]}\n" in text
+        assert f"  make_captions: 1 clip, in shard {shards[silent]}\n" in text
+        assert finished_jobs(text) == (f"fetch_videos[{shards[gone]}]", f"make_captions[{shards[silent]}]")
+        assert "nothing of films failed again" in text
+        assert sorted(asked.read_text().split()) == sorted([*names, gone])
+        assert [pictures(payload) for payload in service.requests[len(names) - 1 :]] == [6]
+    assert (root / f"datasets/films/source/videos/{gone}.mp4").read_bytes() == (root / "film.mp4").read_bytes()
+    assert "nothing of films failed for a reason that may pass" in retry()

@@ -11,7 +11,11 @@ from worldtune.common.errors import WorldtuneError
 
 
 class RefusedError(WorldtuneError):
-    """A clip got no answer, and that is the clip's fault; others may be answered."""
+    """A clip is refused, and would be again; others may be answered."""
+
+
+class UnansweredError(WorldtuneError):
+    """A clip got no answer this time; the next time it may, and others may now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,8 @@ class Answerer(Protocol):
         """Return an answer for each clip; without `sampling` the likeliest token is taken each time.
 
         Raises:
-            RefusedError: a clip gets no answer.
+            RefusedError: a clip gets no answer, whenever it is asked about.
+            UnansweredError: a clip got no answer this time.
             WorldtuneError: nothing can be answered.
         """
         ...

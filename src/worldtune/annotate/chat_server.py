@@ -1,8 +1,8 @@
 """Answers about videos by a server that speaks the OpenAI protocol (vLLM, SGLang and others), over HTTP.
 
 What fails for a while (no connection, no answer in time, status 429 or 5xx) is asked again, after waits that double.
-Where that does not help, the server is asked for its list of models: if it answers, the clip is at fault, else the
-server is down and nothing more is asked of it.
+Where that does not help, the server is asked for its list of models: if it answers, only this clip has no answer, else
+the server is down and nothing more is asked of it.
 
 A client of its own, and not huggingface_hub's: that one refuses to work where the hub is switched off, sends the hub's
 token to any server, and rewrites the schema of an answer into a form that vLLM passes over.
@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Self
 import httpx2
 from PIL import Image
 
-from worldtune.annotate.answers import Answer, Question, RefusedError, SampledClip, Sampling
+from worldtune.annotate.answers import Answer, Question, RefusedError, SampledClip, Sampling, UnansweredError
 from worldtune.common.errors import WorldtuneError
 
 FIRST_WAIT_S = 1.0
@@ -99,7 +99,8 @@ class ChatServer:
         """Return the model's answer about each clip, asked one after another.
 
         Raises:
-            RefusedError: the server answers others, but not this.
+            RefusedError: the server says that it cannot answer this.
+            UnansweredError: the server lives, but has not answered this.
             ServerError: the server is down, or refuses to work for us.
         """
         return [self._answer(clip, question, sampling) for clip in clips]
@@ -129,7 +130,7 @@ class ChatServer:
                 self._closing.wait(wait_s)
         if last.is_busy or not self._is_alive():
             self._give_up(f"{self.address} does not answer: {last}. Start it, or wait until it is less busy")
-        raise RefusedError(f"the server gives no answer: {last}") from last
+        raise UnansweredError(f"the server gives none: {last}") from last
 
     def _content(self, clip: SampledClip, prompt: str) -> list[dict[str, Any]]:
         text = {"type": "text", "text": prompt}

@@ -17,7 +17,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 from rtmlib import YOLOX, RTMPose
 
-from worldtune.annotate.protocol import ClipToAnnotate, choose_device
+from worldtune.annotate.protocol import ClipToAnnotate, NetworkFailedError, choose_device
 from worldtune.common.errors import WorldtuneError
 from worldtune.formats.keypoints import NUM_KEYPOINTS, Person, person_fields, write_keypoints
 from worldtune.media.video import iterate_frames
@@ -127,7 +127,7 @@ class WholeBody:
                 height, width = frames[person.frame].shape[:2]
                 people[person.frame].append(self._fields(person, points, (width, height)))
         except NETWORK_ERRORS as error:
-            raise WorldtuneError(f"a network failed: {error}") from error
+            raise NetworkFailedError(f"a network failed: {error}") from error
         return people
 
     def _detect(self, number: int, picture: np.ndarray) -> list[_Found]:

@@ -1,5 +1,8 @@
 """What a network that annotates clips is to the stage that runs it."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -7,6 +10,8 @@ from typing import Protocol
 from worldtune.checkpoint.catalogue import FILE_LIST
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import digest, read_json, sha256_file
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,10 @@ class ClipToAnnotate:
     """A file beside the clip's video that tells what to look for, where the annotator reads such files."""
 
 
+class NetworkFailedError(WorldtuneError):
+    """A network failed over a clip for a reason that may pass, such as memory that others held."""
+
+
 class ClipAnnotator(Protocol):
     """A loaded network."""
 
@@ -33,9 +42,23 @@ class ClipAnnotator(Protocol):
         """Write the control of a whole clip to `target`, whole or not at all.
 
         Raises:
+            NetworkFailedError: the network failed over this clip, and may not the next time.
             WorldtuneError: this clip cannot be annotated; the message says why.
         """
         ...
+
+
+@contextlib.contextmanager
+def full_memory_may_pass() -> Iterator[None]:
+    """Turn a GPU memory that does not suffice, which others may have held, into a NetworkFailedError."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        # Its numbers differ from run to run, and reasons go into files that have equal bytes for equal content.
+        logger.warning("%s", error)
+        raise NetworkFailedError("the GPU's memory did not suffice") from error
 
 
 def folder_sha256(folder: Path) -> str:

@@ -71,6 +71,7 @@ class Edge:
         if found != expected:
             raise WorldtuneError(
                 f"{path} is {found[0]}x{found[1]}; the edges of a clip of {width}x{height} are "
-                f"{expected[0]}x{expected[1]}. Delete it and make the controls again."
+                f"{expected[0]}x{expected[1]}. Delete it, then: `snakemake "
+                f"datasets/{path.parent.parent.name}/dataset.json --forcerun controls`."
             )
         return Controlled(video=source.frames, hint=hint)

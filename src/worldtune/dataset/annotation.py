@@ -25,9 +25,10 @@ from worldtune.dataset.controls import (
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import Ledger, open_ledger
-from worldtune.dataset.make_captions import caption_stage
+from worldtune.dataset.make_captions import MAX_FAILURES, caption_stage
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, retire_manifests, write_manifest
 from worldtune.dataset.prompts import prompts_key
+from worldtune.dataset.reasons import may_pass
 from worldtune.dataset.verification import captions_of_rows
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
@@ -62,11 +63,11 @@ def annotate_clips(
 
     Returns:
         The manifest's path. It has a row for each usable clip of stage ingest, with the reason where a clip could not
-        be annotated.
+        be annotated. Where a network failed over it, the next job tries again.
 
     Raises:
         WorldtuneError: the dataset does not annotate this control, a manifest is missing, a caption is not the one that
-            its stage wrote, or a network cannot be loaded.
+            its stage wrote, a network cannot be loaded, or the networks failed over every clip of many.
     """
     annotator = config.annotate.find(kind)
     if annotator is None:
@@ -75,8 +76,10 @@ def annotate_clips(
     stage = annotated_stage(kind)
     path = manifest_path(root, stage, shard)
     clips = _clips(root, shard)
-    captions = _captions(root, config, shard) if annotator.reads_captions else {}
     prompts = _prompts(clips, source_folder(name, config, datasets)) if annotator.reads_prompts else {}
+    # A clip's own prompts stand in the place of its caption.
+    searched = {clip["clip_id"] for clip in clips} - prompts.keys()
+    captions = _captions(root, config, shard, searched) if annotator.reads_captions else {}
     with open_ledger(root, taken_stage(kind), shard) as ledger:
         retire_manifests(root, taken_stage(kind))
         _sweep(root / kind, {clip["clip_id"] for clip in clips})
@@ -92,10 +95,13 @@ def _clips(root: Path, shard: str) -> list[Row]:
     return [row for row in rows if row["status"] == "ok"]
 
 
-def _captions(root: Path, config: DatasetConfig, shard: str) -> dict[str, Row]:
+def _captions(root: Path, config: DatasetConfig, shard: str, clip_ids: set[str]) -> dict[str, tuple[str, str]]:
+    """Return the text and the hash of the caption of each of these clips that has one."""
     stage, columns = caption_stage(config)
     rows = read_manifest(manifest_path(root, stage, shard), columns)
-    return {row["clip_id"]: row for row in rows if row["status"] == "ok"}
+    usable = [row for row in rows if row["status"] == "ok" and row["clip_id"] in clip_ids]
+    texts = captions_of_rows(root, usable, stage)
+    return {row["clip_id"]: (text, row["caption_sha256"]) for row, text in zip(usable, texts, strict=True)}
 
 
 def _prompts(clips: list[Row], source: Path) -> dict[str, Path]:
@@ -113,7 +119,7 @@ def _sweep(folder: Path, clip_ids: set[str]) -> None:
 def _annotate(
     ledger: Ledger,
     clips: list[Row],
-    captions: dict[str, Row],
+    captions: dict[str, tuple[str, str]],
     prompts: dict[str, Path],
     kind: str,
     annotator: Annotator,
@@ -125,10 +131,6 @@ def _annotate(
     from worldtune.annotate.protocol import ClipToAnnotate, folder_sha256
 
     root = ledger.root
-    # A clip's own prompts stand in the place of its caption.
-    wanted = [clip["clip_id"] for clip in clips if clip["clip_id"] not in prompts]
-    read = {identifier: captions[identifier] for identifier in wanted if identifier in captions}
-    texts = dict(zip(read, captions_of_rows(root, list(read.values())), strict=True))
     shared = {
         "settings": annotator.model_dump(mode="json"),
         "models_sha256": [folder_sha256(checkpoints / model) for model in annotator.models],
@@ -137,11 +139,12 @@ def _annotate(
     tasks = []
     for clip in clips:
         identifier = clip["clip_id"]
+        text, caption_sha256 = captions.get(identifier, (None, None))
         inputs = {"video_sha256": clip["video_sha256"], **shared}
         if identifier in prompts:
             inputs["prompts_sha256"] = sha256_file(prompts[identifier])
         elif annotator.reads_captions:
-            inputs["caption_sha256"] = read[identifier]["caption_sha256"] if identifier in read else None
+            inputs["caption_sha256"] = caption_sha256
         seen = ClipToAnnotate(
             clip_id=identifier,
             video=video_path(root, identifier),
@@ -149,12 +152,18 @@ def _annotate(
             width=clip["width"],
             height=clip["height"],
             fps=clip["fps"],
-            caption=texts.get(identifier),
+            caption=text,
             prompts=prompts.get(identifier),
         )
         tasks.append(Task(clip_id=identifier, inputs=inputs, argument=(clip, seen)))
     work = _Work(root, kind, annotator.makes_lossless, lambda: LOADERS[kind](annotator, checkpoints, device))
-    return do_tasks(ledger, tasks, work, work.died, label=label, processes=1)
+    rows = do_tasks(ledger, tasks, work, work.died, label=label, processes=1)
+    if len(rows) >= MAX_FAILURES and all(may_pass(row["reason"], (kind,)) for row in rows):
+        raise WorldtuneError(
+            f"{label}: the networks failed over each of {len(rows)} clips; over the last one: {rows[-1]['reason']}. "
+            "Mend that, such as what else holds the GPU's memory, then run the same command again."
+        )
+    return rows
 
 
 class _Work:
@@ -165,6 +174,8 @@ class _Work:
         self._annotator: ClipAnnotator | None = None
 
     def __call__(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
+        from worldtune.annotate.protocol import NetworkFailedError, full_memory_may_pass
+
         clip, seen = argument
         self._annotator = self._annotator or self._load()
         control, *beside = files = self._files(seen.clip_id)
@@ -172,7 +183,8 @@ class _Work:
         try:
             if seen.prompts is not None:
                 check_whole_video(clip, "its prompts")
-            self._annotator.annotate(seen, control)
+            with full_memory_may_pass():
+                self._annotator.annotate(seen, control)
             # As it will be read, from the first frame to the last.
             facts = check_control(self._kind, control, clip)
             hashes = {"control_sha256": sha256_file(control)}
@@ -182,9 +194,11 @@ class _Work:
                 hashes[LOSSLESS_COLUMN] = sha256_file(lossless)
         except WorldtuneError as error:
             _remove(files)
+            may_pass = isinstance(error, NetworkFailedError)
             # Rows are the same wherever the folders lie.
-            reason = str(error).replace(str(seen.video), "the clip").replace(f"{self._root}/", "")
-            return Outcome(row=self._row(clip, f"{self._kind} not made: {reason}"))
+            words = str(error).replace(str(seen.video), "the clip").replace(f"{self._root}/", "")
+            reason = f"{self._kind} {'died' if may_pass else 'not made'}: {words}"
+            return Outcome(row=self._row(clip, reason), may_pass=may_pass)
         row = self._row(clip, "", **vars(facts), **hashes)
         return Outcome(row=row, outputs=tuple(files[: len(hashes)]))
 

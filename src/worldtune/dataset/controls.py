@@ -92,7 +92,7 @@ def taken_columns(kind: str) -> Columns:
 
 def taken_stage(kind: str) -> str:
     """Return the name of this stage for one kind; its ledger is that of `annotated_stage` too, as are the files."""
-    return f"control-{kind}"
+    return f"controls-{kind}"
 
 
 def annotated_stage(kind: str) -> str:

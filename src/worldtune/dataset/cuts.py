@@ -118,7 +118,7 @@ def cut_video(job: CutJob) -> Outcome:
 
 
 def _died(job: CutJob) -> Outcome:
-    return _refused(job, "cannot be cut: the process that read the video ended without a word")
+    return _refused(job, "decoder died: the process that read the video ended without a word")
 
 
 def _refused(job: CutJob, reason: str) -> Outcome:

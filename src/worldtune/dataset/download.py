@@ -2,8 +2,8 @@
 
 A download that breaks off is taken up again where it stopped, by the same job or the next. A video that could not be
 downloaded keeps its row and its reason in the ledger, so that a repeated job does not ask for it again: what is gone
-stays gone, and thousands of such requests get an address blocked. Only `forget_failed` (`make retry`) lets them be
-tried again. A network that cannot be reached ends the job and is held against no video. So does, once all were tried, a
+stays gone, and thousands of such requests get an address blocked. Only `make retry` (retry.py) lets them be tried
+again. A network that cannot be reached ends the job and is held against no video. So does, once all were tried, a
 shard of which too little has arrived.
 """
 
@@ -23,6 +23,7 @@ import pyarrow as pa
 from worldtune.common.disk import disk_errors_named
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.words import shown
+from worldtune.dataset.advice import retry_command
 from worldtune.dataset.clips import clip_id, shard_of
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.ledger import open_ledger
@@ -190,8 +191,8 @@ def check_success(name: str, shard: str, rows: Sequence[Mapping[str, Any]], min_
     raise WorldtuneError(
         f"dataset {name}, shard {shard}: {arrived} of {len(rows)} videos have arrived, less than the share of "
         f"{min_success:g} that is asked for (datasets.{name}.min_success). The most frequent reasons:{listed}\nMend "
-        f"what causes them, such as an address that was blocked, and ask again with `make retry DATASET={name}`, or "
-        "lower min_success."
+        f"what causes them, such as an address that was blocked, and ask again with {retry_command(name)}, or lower "
+        "min_success."
     )
 
 
@@ -223,36 +224,3 @@ def _row(clip: ListedClip, reason: str, num_bytes: int | None = None) -> dict[st
         "url": clip.url,
         "num_bytes": num_bytes,
     }
-
-
-def forget_failed(name: str, config: DatasetConfig, *, datasets: Path = Path("datasets")) -> dict[str, int]:
-    """Remove the rows of failed downloads from the ledgers, and the manifests of their shards, so that those run again.
-
-    Args:
-        name: the dataset's name.
-        config: its configuration.
-        datasets: folder of all datasets.
-
-    Returns:
-        Number of removed rows by the shard whose job will try them again; empty where nothing had failed.
-
-    Raises:
-        WorldtuneError: the dataset downloads nothing.
-    """
-    if config.kind not in ("hdvila", "huggingface"):
-        raise WorldtuneError(
-            f"{name} is of kind {config.kind!r}, which downloads no videos; there is nothing to retry."
-        )
-    root = datasets / name
-    forgotten: dict[str, int] = {}
-    # Ledgers of an earlier number of shards too: a job takes over what they know.
-    for ledger_file in sorted((root / "ledger" / STAGE).glob("*.jsonl")):
-        with open_ledger(root, STAGE, ledger_file.stem) as ledger:
-            failed = [row for row in ledger.rows() if str(row.get("reason", "")).startswith(DOWNLOAD_FAILED)]
-            for row in failed:
-                shard = shard_of(row["source_key"], config.num_shards)
-                forgotten[shard] = forgotten.get(shard, 0) + 1
-                # Before the ledger forgets, so that an interruption in between loses no shard.
-                manifest_path(root, STAGE, shard).unlink(missing_ok=True)
-            ledger.forget(row["clip_id"] for row in failed)
-    return dict(sorted(forgotten.items()))

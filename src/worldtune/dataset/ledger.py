@@ -202,9 +202,9 @@ class Ledger:
         self._append(*records)
         self._written_s = time.monotonic()
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the present rows of all finished clips."""
-        return [record["row"] for record in self._records.values() if "row" in record]
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Return the present rows of all finished clips, by clip id."""
+        return {clip_id: record["row"] for clip_id, record in self._records.items() if "row" in record}
 
     def forget(self, clip_ids: Iterable[str]) -> None:
         """Remove all that is known of some clips; the ledger is written anew, whole or not at all."""

@@ -25,6 +25,7 @@ from worldtune.annotate.protocol import folder_sha256
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_text
 from worldtune.common.progress import progress
+from worldtune.dataset.advice import force_command
 from worldtune.dataset.captioner import CaptionerConfig
 from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
 from worldtune.dataset.captions import MAKING_STAGE, CaptionJob, caption_task, write_caption
@@ -54,7 +55,7 @@ VERSION = 1
 
 STAGE = MAKING_STAGE
 MAX_FAILURES = 8
-"""Clips without an answer after which the fault is looked for elsewhere, where no clip of the shard has one."""
+"""Clips without a result after which the fault is looked for elsewhere, where no clip of the shard has one."""
 SENTENCE_ENDS = (".", "!", "?")
 
 COLUMNS: dict[str, pa.DataType] = {
@@ -268,7 +269,7 @@ def _ask_all(jobs: Sequence[_Job], root: Path, answerer: "Answerer", captioner: 
 
 def _ask(jobs: Sequence[_Job], root: Path, answerer: "Answerer", captioner: CaptionerConfig) -> list[_Made]:
     """Return what some clips that are asked about together got; those without a caption are asked about again."""
-    from worldtune.annotate.answers import Question, RefusedError, Sampling
+    from worldtune.annotate.answers import Question, RefusedError, Sampling, UnansweredError
 
     schema = answer_schema() if captioner.format == "structured" else None
     question = Question(prompt=captioner.question, max_new_tokens=captioner.max_new_tokens, schema=schema)
@@ -279,9 +280,10 @@ def _ask(jobs: Sequence[_Job], root: Path, answerer: "Answerer", captioner: Capt
         sampling = None if number == 1 else Sampling(seed=number)
         try:
             answers = answerer.answer([clips[job.clip_id] for job in left], question, sampling)
-        except RefusedError as error:
+        except (RefusedError, UnansweredError) as error:
+            label = "no caption" if isinstance(error, RefusedError) else "no answer"
             results |= {
-                job.clip_id: _Made(job=job, num_tries=number, problem=f"no caption: {error}", unanswered=True)
+                job.clip_id: _Made(job=job, num_tries=number, problem=f"{label}: {error}", unanswered=True)
                 for job in left
             }
             break
@@ -306,7 +308,9 @@ def _sample(root: Path, clip: Row, captioner: CaptionerConfig) -> "SampledClip":
     kept = set(wanted)
     frames = [frame for index, frame in enumerate(iterate_frames(path)) if index in kept]
     if len(frames) != count:
-        raise WorldtuneError(f"{path} has fewer than its {last + 1} frames. Run stage ingest again.")
+        raise WorldtuneError(
+            f"{path} has fewer than its {last + 1} frames. Make it again: {force_command(root.name, INGEST_STAGE)}."
+        )
     return SampledClip(frames=np.stack(frames), times_s=tuple(index / clip["fps"] for index in wanted), video=path)
 
 

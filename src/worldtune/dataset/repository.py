@@ -106,7 +106,7 @@ def list_repository(name: str, config: DatasetConfig, *, hub: Hub, datasets: Pat
         is_video = posixpath.splitext(key)[1].lower() in VIDEO_SUFFIXES
         is_shard = key.endswith(".parquet") and posixpath.basename(key) not in METADATA_NAMES
         if key not in remote:
-            problem = f"{DOWNLOAD_FAILED}: the metadata name it, but the repository has no such file"
+            problem = "not in the repository: the metadata name it, but there is no such file"
             files.append(ListedFile(name=key, size=0, sha256="", git_sha1="", caption=captions[key], problem=problem))
         elif is_video or is_shard:
             found = remote[key]

@@ -105,7 +105,7 @@ def _embed(
     logger.info("%s: %d captions, %d of them as they were", label, len(rows) + len(todo), len(rows))
     if todo:
         encoder = load_encoder(folder, device)
-        texts = captions_of_rows(root, [caption for caption, _ in todo])
+        texts = captions_of_rows(root, [caption for caption, _ in todo], caption_stage(config)[0])
         embeddings = encoder.encode(texts, config.text_max_tokens)
         # In advance and together, since each waits for the disk.
         ledger.start(*(caption["clip_id"] for caption, _ in todo))

@@ -16,6 +16,7 @@ from typing import Any
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, digest, write_json, write_text
+from worldtune.dataset.advice import force_command, retry_command
 from worldtune.dataset.clips import (
     DATASET_FORMAT,
     SUMMARY,
@@ -31,7 +32,7 @@ from worldtune.dataset.clips import (
 )
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.control_checks import misplacement
-from worldtune.dataset.controls import LOSSLESS_COLUMN, control_columns, control_stage
+from worldtune.dataset.controls import LOSSLESS_COLUMN, control_stage
 from worldtune.dataset.details import (
     clip_details,
     detail_columns,
@@ -40,34 +41,25 @@ from worldtune.dataset.details import (
     shares_of_empty_frames,
     statistics,
 )
-from worldtune.dataset.download import COLUMNS as HDVILA_COLUMNS
-from worldtune.dataset.download import STAGE as FETCH_STAGE
-from worldtune.dataset.fetched import COLUMNS as REPOSITORY_COLUMNS
-from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
+from worldtune.dataset.fetched import STAGE as FETCH_STAGE
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, write_manifest
-from worldtune.dataset.reasons import REASON_SEPARATOR, refuse
+from worldtune.dataset.reasons import REASON_SEPARATOR, may_pass, refuse
 from worldtune.dataset.remarks import dataset_remarks, reasons_in_words, summary_line
-from worldtune.dataset.spans import COLUMNS as CUT_COLUMNS
 from worldtune.dataset.spans import STAGE as CUT_STAGE
-from worldtune.dataset.t5 import COLUMNS as T5_COLUMNS
+from worldtune.dataset.stages import dataset_stages
 from worldtune.dataset.t5 import STAGE as T5_STAGE
 from worldtune.dataset.unclaimed import unclaimed_files
 from worldtune.dataset.verification import read_captions, verify_files
 from worldtune.dataset.views import join_views
 from worldtune.formats.controls import FILE_CONTROLS
 
-VERSION = 5
+VERSION = 6
 
-FETCH_COLUMNS: dict[str, Columns] = {"hdvila": HDVILA_COLUMNS, "huggingface": REPOSITORY_COLUMNS}
-"""Columns of stage fetch_videos, by the kinds of dataset that have it."""
 SPLIT_DIGITS = 16
-FILE_ADVICE = {
-    "gone": "force the stage that makes it",
-    "changed": "it is not what its stage made; delete it and force that stage",
-}
-"""What to do about a file, by what verify_files says of it."""
+FILE_ADVICE = {"gone": "", "changed": "it is not what its stage made; delete it, then "}
+"""What to do about a file before its stage runs again, by what verify_files says of it."""
 PAGE = "validation/index.html"
 logger = logging.getLogger(__name__)
 
@@ -109,7 +101,7 @@ def examine(name: str, config: DatasetConfig, *, datasets: Path = Path("datasets
         WorldtuneError: a manifest is missing, or they contradict each other.
     """
     root = datasets / name
-    tables = {stage: _gather(root, stage, columns, config) for stage, columns in _stages(config).items()}
+    tables = {stage: _gather(root, stage, columns, config) for stage, columns in dataset_stages(config).items()}
     if config.cut is not None and FETCH_STAGE in tables:
         # A video that arrived is there as its parts.
         tables[FETCH_STAGE] = {key: row for key, row in tables[FETCH_STAGE].items() if row["status"] != "ok"}
@@ -186,18 +178,6 @@ def conclude(found: Validation) -> Path:
     return root / "dataset.json"
 
 
-def _stages(config: DatasetConfig) -> dict[str, Columns]:
-    captions, columns = caption_stage(config)
-    return {
-        INGEST_STAGE: INGEST_COLUMNS,
-        captions: columns,
-        T5_STAGE: T5_COLUMNS,
-        **{control_stage(kind, config): control_columns(kind, config) for kind in config.controls},
-        **({FETCH_STAGE: FETCH_COLUMNS[config.kind]} if config.kind in FETCH_COLUMNS else {}),
-        **({CUT_STAGE: CUT_COLUMNS} if config.cut is not None else {}),
-    }
-
-
 def _caption_makers(rows: Iterable[Row], captions: Mapping[str, Row]) -> list[str]:
     """Return the models that made captions of usable clips."""
     usable = [captions[row["clip_id"]] for row in rows if row["status"] == "ok"]
@@ -216,7 +196,10 @@ def _channels(name: str, rows: Iterable[Row]) -> int:
     """Return the width of the text embeddings, 0 where there is none."""
     widths = {row["channels"] for row in rows if row["status"] == "ok"}
     if len(widths) > 1:
-        raise WorldtuneError(f"dataset {name} has text embeddings of the widths {sorted(widths)}. Run stage t5 again.")
+        raise WorldtuneError(
+            f"dataset {name} has text embeddings of the widths {sorted(widths)}. Make them anew: "
+            f"{force_command(name, T5_STAGE)}."
+        )
     return int(widths.pop()) if widths else 0
 
 
@@ -228,12 +211,10 @@ def _clip_row(root: Path, identifier: str, tables: Mapping[str, Mapping[str, Row
     controls = {kind: found[control_stage(kind, config)] or {} for kind in config.controls}
     fetched, cut = (found.get(stage) or {} for stage in (FETCH_STAGE, CUT_STAGE))
     # What the other stages say of a video that never came follows from that.
-    reasons = []
-    if fetched.get("reason"):
-        reasons = [f"{fetched['reason']}; `make retry DATASET={root.name}` asks for it again"]
-    elif cut.get("reason"):
-        reasons = [cut["reason"]]
-    reasons = reasons or _reasons(video, caption, text, controls, config)
+    first_reason = fetched.get("reason") or cut.get("reason")
+    reasons = [first_reason] if first_reason else _reasons(root.name, video, caption, text, controls, config)
+    hint = f"; {retry_command(root.name)} tries again"
+    reasons = [f"{reason}{hint}" if may_pass(reason, config.controls) else reason for reason in reasons]
     return {
         "clip_id": identifier,
         "source_key": first["source_key"],
@@ -255,6 +236,7 @@ def _clip_row(root: Path, identifier: str, tables: Mapping[str, Mapping[str, Row
 
 
 def _reasons(
+    name: str,
     video: Row,
     caption: Row,
     text: Row,
@@ -275,14 +257,17 @@ def _reasons(
     elif not caption:
         return ["no caption: no stage has read one"]
     elif text.get("caption_sha256") != caption["caption_sha256"]:
-        reasons.append("text embedding out of date: it is not of this caption; run stage t5 again")
+        reasons.append(
+            f"text embedding out of date: it is not of this caption; {force_command(name, T5_STAGE)} makes it anew"
+        )
     if not reasons and not 1 <= text["num_tokens"] <= config.text_max_tokens:
         reasons.append(f"text embedding too long: {text['num_tokens']} tokens; at most {config.text_max_tokens}")
     if video["num_frames"] < config.min_frames:
         reasons.append(f"too short: {video['num_frames']} frames; at least {config.min_frames} are needed")
     for kind, row in controls.items():
         if row.get("video_sha256") != video["video_sha256"]:
-            reasons.append(f"{kind} out of date: it is not of this video; run stage controls again")
+            command = force_command(name, control_stage(kind, config))
+            reasons.append(f"{kind} out of date: it is not of this video; {command} makes it anew")
             continue
         size_wh = (row["width"], row["height"]) if FILE_CONTROLS[kind].is_video else None
         problem = misplacement(FILE_CONTROLS[kind], row["num_frames"], size_wh, video)
@@ -323,8 +308,16 @@ def _check_files(
         for what, advice in FILE_ADVICE.items():
             names = [name for name, problem in found.items() if problem == what]
             if names:
-                refuse(row, f"file {what}: {', '.join(names)}; {advice}")
+                command = force_command(root.name, *(_maker(name, config) for name in names))
+                refuse(row, f"file {what}: {', '.join(names)}; {advice}{command} makes it again")
     return {path.stem: text for path, (text, _) in captions.items()}
+
+
+def _maker(file: str, config: DatasetConfig) -> str:
+    """Return the stage that makes a file, which is named by its path below the dataset's folder."""
+    folder = file.partition("/")[0]
+    others = {"videos": INGEST_STAGE, "metas": caption_stage(config)[0], "t5_xxl": T5_STAGE}
+    return others.get(folder) or control_stage(folder, config)
 
 
 def _details(

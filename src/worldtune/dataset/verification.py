@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, read_json, sha256_file
 from worldtune.common.progress import progress
+from worldtune.dataset.advice import force_command
 from worldtune.dataset.clips import caption_path, read_rows
 from worldtune.formats.structured_caption import caption_text
 
@@ -84,7 +85,7 @@ def read_captions(paths: Iterable[Path]) -> dict[Path, tuple[str, str]]:
     return texts
 
 
-def captions_of_rows(root: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def captions_of_rows(root: Path, rows: Sequence[Mapping[str, Any]], stage: str) -> list[str]:
     """Return the text of each caption of a captions stage, which must be the one that the stage wrote.
 
     What is made from a caption is known by the hash that the stage noted.
@@ -92,6 +93,7 @@ def captions_of_rows(root: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]
     Args:
         root: the dataset's folder.
         rows: usable rows of the stage's manifest.
+        stage: the captions stage.
 
     Raises:
         WorldtuneError: a file is gone or was changed since.
@@ -101,7 +103,7 @@ def captions_of_rows(root: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]
     for row, path in zip(rows, paths, strict=True):
         if path not in found or found[path][1] != row["caption_sha256"]:
             state = "is not what its stage wrote" if path in found else "cannot be read"
-            raise WorldtuneError(f"{path} {state}. Run the captions stage again, after deleting what is there.")
+            raise WorldtuneError(f"{path} {state}. Delete what is there, then: {force_command(root.name, stage)}.")
     return [found[path][0] for path in paths]
 
 

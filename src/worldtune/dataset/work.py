@@ -6,7 +6,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +27,8 @@ class Outcome:
     """The clip's row in the manifest."""
     outputs: tuple[Path, ...] = ()
     """Files that were made, all of them: the ledger syncs them before it records them."""
+    may_pass: bool = False
+    """Whether it failed for a reason that may pass: the ledger does not keep that, so that the next job tries again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ def do_tasks(
         ledger: where results are kept, from `open_ledger`.
         tasks: the work.
         work: does one task; a module-level function.
-        died: the outcome of a task whose process died, alone, twice; it is not kept in the ledger.
+        died: the outcome of a task whose process died, alone, twice; it is not kept in the ledger either.
         label: the stage and shard, for the log.
         processes: worker processes; 1 works in this one.
     """
@@ -76,15 +78,16 @@ def do_tasks(
     with ledger.results_in_groups():
         for _, (task, outcome) in zip(progress(open_tasks, label), results, strict=True):
             if outcome is None:
+                outcome = replace(died(task.argument), may_pass=True)
+            if outcome.may_pass:
                 lost.add(task.clip_id)
-                outcome = died(task.argument)
             else:
                 ledger.finish(task.clip_id, task.inputs, outcome.outputs, outcome.row)
             rows[task.clip_id] = outcome.row
             if outcome.row["status"] != "ok":
                 logger.warning("%s: %s: %s", label, outcome.row["source_key"], outcome.row["reason"])
     if lost:
-        logger.warning("%s: the process of %d clips died; they are tried again by the next job", label, len(lost))
+        logger.warning("%s: %d clips failed for a reason that may pass; the next job tries again", label, len(lost))
     return [rows[task.clip_id] for task in tasks]
 
 

@@ -53,7 +53,7 @@ CHAIN = (
     ("ingest", "dataset/ingest.py", "datasets/{dataset}/manifests/ingest"),
     ("captions", "dataset/captions.py", "datasets/{dataset}/manifests/captions"),
     ("t5", "dataset/t5.py", "datasets/{dataset}/manifests/t5"),
-    ("controls", "dataset/controls.py", "datasets/{dataset}/manifests/control-{kind}"),
+    ("controls", "dataset/controls.py", "datasets/{dataset}/manifests/controls-{kind}"),
     ("validate", "dataset/validate.py", "datasets/{dataset}/dataset.json"),
     ("split_checkpoint", "checkpoint/splitting.py", "{base_split}"),
     ("load_report", "", "{run_dir}/load_report.json"),

@@ -75,7 +75,8 @@ pixels of which the control says nothing; the network takes it for a value like 
 REASONS_INTRODUCTION = """## Why a clip is not used, and what to look at
 
 The words before the colon of a reason or remark in datasets/NAME/validation/. KIND stands for the kind of a control.
-`--forcerun STAGE` is for `snakemake`, with datasets/NAME/dataset.json as its target.
+A stage has the name of its rule, which is what `--forcerun` takes; `controls` and `annotate` have a manifest for each
+kind, in datasets/NAME/manifests/controls-KIND and annotate-KIND.
 """
 
 
