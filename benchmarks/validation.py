@@ -23,7 +23,7 @@ from worldtune.common.files import digest, sha256_file
 from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
 from worldtune.dataset.clips import caption_path, control_path, shard_name, shard_of, t5_path, video_path
 from worldtune.dataset.config import DatasetConfig
-from worldtune.dataset.controls import COLUMNS as CONTROL_COLUMNS
+from worldtune.dataset.controls import taken_columns
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.manifest import manifest_path, write_manifest
 from worldtune.dataset.t5 import COLUMNS as T5_COLUMNS
@@ -64,7 +64,7 @@ STAGES = {
     "ingest": INGEST_COLUMNS,
     "captions": CAPTION_COLUMNS,
     "t5": T5_COLUMNS,
-    "controls-depth": CONTROL_COLUMNS,
+    "controls-depth": taken_columns("depth"),
 }
 
 
@@ -85,7 +85,7 @@ def _clip(root: Path, key: str, number: int, pixels: bytes, fingerprint: str) ->
         "ingest": {**size, **looks, "fps": 24.0, "video_sha256": hashes["video_sha256"]},
         "captions": {"caption_sha256": hashes["caption_sha256"]},
         "t5": {**hashes, "num_tokens": 9, "truncated": False, "channels": 8, "t5_sha256": sha256_file(text)},
-        "controls-depth": {**size, **hashes, "control_sha256": sha256_file(depth), "empty_frames": 0},
+        "controls-depth": {**size, **hashes, "control_sha256": sha256_file(depth), "empty_frames": 0, "motion": 2.0},
     }
     return {
         stage: dict.fromkeys(columns)

@@ -3,7 +3,7 @@
     python src/scripts/export_dataset.py --dataset annotated --output DIR
     python src/scripts/export_dataset.py --dataset waymo_views --output DIR
 
-Videos and controls are hard links where the file system has them. Controls that training computes have no files.
+All files are copies, which are yours to change. Controls that training computes have no files.
 """
 
 import argparse

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from worldtune.controls.blurs import (
 )
 from worldtune.controls.registry import CONTROL_KINDS
 from worldtune.controls.vis import PRESETS, Degradation, StepsLeft, degrade, draw_degradation, split
-from worldtune.recipe.schema import VisControl
+from worldtune.recipe.schema import VisControl, VisPresetName
 
 
 def bicubic(frame, width, height):
@@ -58,6 +60,13 @@ def test_presets(name, values):
         *(blur.diameter, blur.sigma_color, blur.sigma_space, blur.iterations),
         *(found.blur_downscale, found.downscale),
     ) == values
+
+
+def test_evaluation_takes_the_recipes_preset(frames, source_of, config_of):
+    config = config_of("vis", vis={"evaluation_preset": "low"})
+    hint = CONTROL_KINDS["vis"].evaluation(source_of(), config).hint
+    assert np.array_equal(hint, degrade(frames, PRESETS["low"]))
+    assert set(PRESETS) == set(get_args(VisPresetName))
 
 
 def test_draws_cover_exactly_the_default_ranges():

@@ -8,11 +8,13 @@ from worldtune.annotate.depth import DepthNetwork
 from worldtune.annotate.keypoint import WholeBody
 from worldtune.annotate.protocol import NetworkFailedError
 from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import copy_file
 from worldtune.dataset.annotation import annotate_clips
-from worldtune.dataset.clips import clip_id, control_path
-from worldtune.dataset.controls import COLUMNS
+from worldtune.dataset.clips import clip_id, control_path, lossless_path
+from worldtune.dataset.controls import control_columns
 from worldtune.dataset.depth_bounds import measure_depth_bounds
 from worldtune.dataset.manifest import read_manifest
+from worldtune.dataset.validate import conclude, examine
 from worldtune.demo.annotators import write_depth_network, write_keypoint_networks
 from worldtune.formats.keypoints import write_keypoints
 from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
@@ -38,7 +40,8 @@ def annotated(source):
 
 def annotate(source, kind: str = "depth") -> list[dict[str, object]]:
     config, places = source.config, {"datasets": source.datasets, "checkpoints": source.checkpoints}
-    return read_manifest(annotate_clips("tiny", config, "0000", kind, device="cpu", **places), COLUMNS)
+    path = annotate_clips("tiny", config, "0000", kind, device="cpu", **places)
+    return read_manifest(path, control_columns(kind, config))
 
 
 def files(source, kind: str = "depth") -> dict[str, tuple[int, int]]:
@@ -109,6 +112,34 @@ def test_exact_depth_is_kept_and_removed_with_the_other(annotated):
     annotated.options["annotate"]["depth"]["lossless"] = False
     annotate(annotated)
     assert [name for name in files(annotated) if name.endswith(".mkv")] == []
+
+
+def test_exact_depth_is_validated_and_leaves_with_the_network(annotated, fake_encoder):
+    annotated.options |= {"controls": ["depth"], "min_clips": 2}
+    annotated.options["annotate"] = {"depth": {"model": "tiny/depth", "lossless": True}}
+    annotated.captions()
+    annotated.t5()
+    annotate(annotated)
+    conclude(examine("tiny", annotated.config, datasets=annotated.datasets))
+    exact = lossless_path(annotated.root, clip_id("a.mp4"), "depth")
+    exact.write_bytes(exact.read_bytes()[:-1] + b"x")
+    lossless_path(annotated.root, clip_id("b.mp4"), "depth").unlink()
+    found = examine("tiny", annotated.config, datasets=annotated.datasets)
+    reasons = {row["source_key"]: row["reason"] for row in found.rows}
+    assert reasons["a.mp4"].startswith(f"file changed: depth/{exact.name}; ")
+    assert reasons["b.mp4"].startswith(f"file gone: depth/{clip_id('b.mp4')}.mkv; ")
+    # As the reasons say.
+    exact.unlink()
+    annotate(annotated)
+    for name in ("a", "b"):
+        given = annotated.folder / f"depth/{name}.mp4"
+        copy_file(control_path(annotated.root, clip_id(f"{name}.mp4"), "depth"), given)
+    conclude(examine("tiny", annotated.config, datasets=annotated.datasets))
+
+    annotated.options["annotate"] = {}
+    annotated.controls("depth")
+    assert list(files(annotated)) == [f"{clip_id(name)}.mp4" for name in sorted(("a.mp4", "b.mp4"), key=clip_id)]
+    conclude(examine("tiny", annotated.config, datasets=annotated.datasets))
 
 
 def test_a_clip_that_cannot_be_annotated_keeps_a_row(annotated, monkeypatch):

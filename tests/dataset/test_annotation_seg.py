@@ -5,8 +5,9 @@ import json
 import pytest
 from pycocotools import mask as coco
 
+from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.annotation import annotate_clips
-from worldtune.dataset.clips import clip_id, control_path
+from worldtune.dataset.clips import caption_path, clip_id, control_path
 from worldtune.dataset.controls import COLUMNS
 from worldtune.dataset.listing import list_dataset
 from worldtune.dataset.manifest import read_manifest
@@ -68,6 +69,23 @@ def test_clips_get_whole_masks_with_phrases_of_their_captions_and_none_without(a
     assert files["b.mp4"].stat().st_ino == before["b.mp4"]
 
 
+def test_a_caption_that_its_stage_did_not_write_is_not_searched_for(annotated):
+    annotate(annotated)
+    caption = caption_path(annotated.root, clip_id("a.mp4"))
+    caption.write_text("A dog.\n")
+    places = {"datasets": annotated.datasets, "checkpoints": annotated.checkpoints}
+    with pytest.raises(
+        WorldtuneError,
+        match=rf"{caption.name} is not what its stage wrote\. Delete what is there, then: .*--forcerun captions",
+    ):
+        annotate_clips("tiny", annotated.config, "0000", "seg", device="cpu", **places)
+    # Nobody reads it where the clip has prompts of its own.
+    prompts = {"objects": [{"phrase": "left cup", "box": [4, 4, 20, 20]}]}
+    (annotated.folder / "a.seg.json").write_text(json.dumps(prompts))
+    path = annotate_clips("tiny", annotated.config, "0000", "seg", device="cpu", **places)
+    assert [row["status"] for row in read_manifest(path, COLUMNS)] == ["ok", "ok"]
+
+
 def test_boxes_beside_a_video_are_followed_instead(annotated):
     prompts = {"objects": [{"phrase": "left cup", "frame": 3, "box": [4, 4, 20, 20]}]}
     (annotated.folder / "a.seg.json").write_text(json.dumps(prompts))
@@ -86,6 +104,15 @@ def test_prompt_files_are_what_the_job_depends_on_and_no_captions(annotated):
     values = stage_values("annotate", "tiny", annotated.config, shard="0000", control="seg")
     assert [row[:2] for row in values["prompts"]] == [["a.seg.json", 2]]
     list_dataset.cache_clear()
+
+
+def test_prompt_files_lie_beside_the_videos_of_the_original_layout_too(annotated):
+    annotated.options["layout"] = "original"
+    annotated.add("videos/a.mp4", caption=None)
+    (annotated.folder / "videos/a.seg.json").write_text("{}")
+    listing = annotated.listing()
+    assert [clip.key for clip in listing.clips("0000")] == ["a.mp4"]
+    assert [row[:2] for row in listing.prompts("0000")] == [["a.seg.json", 2]]
 
 
 def test_a_clip_without_finds_has_a_file_without_objects_or_a_reason(annotated, caplog):

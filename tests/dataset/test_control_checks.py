@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.control_checks import check_control, expected_size, misplacement
+from worldtune.dataset.control_checks import check_control, check_lossless, expected_size, misplacement
 from worldtune.formats.controls import CONTROLS
 from worldtune.formats.rle import encode_clip_mask
+from worldtune.media.grey16 import grey16_writer
 from worldtune.media.video import write_video
 
 CLIP = {"num_frames": 6, "width": 48, "height": 32}
@@ -19,10 +20,11 @@ def depth() -> np.ndarray:
     return frames
 
 
-def test_black_frames_of_a_given_video_are_counted(tmp_path, depth):
+def test_frames_of_one_level_of_a_given_video_are_counted(tmp_path, depth):
+    depth[:5, :16] //= 2
     write_video(tmp_path / "a.mp4", depth, 24)
     facts = check_control("lidar", tmp_path / "a.mp4", CLIP)
-    assert (facts.num_frames, facts.width, facts.height, facts.empty_frames) == (6, 48, 32, 2)
+    assert (facts.num_frames, facts.width, facts.height, facts.empty_frames) == (6, 48, 32, 3)
 
 
 def test_depth_in_the_colours_of_a_map_is_refused(tmp_path, depth):
@@ -31,6 +33,19 @@ def test_depth_in_the_colours_of_a_map_is_refused(tmp_path, depth):
     with pytest.raises(WorldtuneError, match=r"frame 0 is coloured .* expected grey \(near is bright"):
         check_control("depth", tmp_path / "a.mp4", CLIP)
     assert check_control("hdmap", tmp_path / "a.mp4", CLIP).num_frames == 6
+
+
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [((5, 32, 48), "it has 5 frames, the clip has 6"), ((6, 32, 40), "it is 40x32, the clip is 48x32")],
+)
+def test_exact_depth_lies_on_its_clip(tmp_path, shape, problem):
+    path = tmp_path / "a.mkv"
+    with grey16_writer(path, 24) as append:
+        append(np.zeros(shape, np.uint16))
+    with pytest.raises(WorldtuneError, match=f"^its lossless file: {problem}"):
+        check_lossless("depth", path, CLIP)
+    check_lossless("depth", path, dict(zip(("num_frames", "height", "width"), shape, strict=True)))
 
 
 def test_edges_have_two_values(tmp_path):

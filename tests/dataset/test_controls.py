@@ -8,7 +8,7 @@ import pytest
 from worldtune.common.errors import WorldtuneError
 from worldtune.controls.edge import canny
 from worldtune.dataset.clips import clip_id, control_path, video_path
-from worldtune.dataset.controls import COLUMNS
+from worldtune.dataset.controls import taken_columns
 from worldtune.dataset.ledger import ledger_path
 from worldtune.dataset.manifest import read_manifest
 from worldtune.formats.rle import encode_clip_mask
@@ -18,7 +18,8 @@ CONTROLS = ["edge", "depth", "seg", "keypoint"]
 
 
 def rows_by_key(manifest):
-    return {row["source_key"]: row for row in read_manifest(manifest, COLUMNS)}
+    columns = taken_columns(manifest.parent.name.removeprefix("controls-"))
+    return {row["source_key"]: row for row in read_manifest(manifest, columns)}
 
 
 def records(source, kind: str) -> int:

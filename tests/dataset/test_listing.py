@@ -88,6 +88,37 @@ def test_one_edited_caption_changes_one_shard(source, folder):
     assert all(after.videos(shard) == before.videos(shard) for shard in shard_names(4))
 
 
+@pytest.mark.parametrize(
+    ("options", "video", "listed_as"),
+    [
+        ({"kind": "hdvila", "max_clips": 1}, "videos/x.mp4", "videos/x.mp4"),
+        ({"kind": "huggingface", "repository": "a/b"}, "train/x.MOV", "train/x.MOV"),
+        ({"kind": "huggingface", "repository": "a/b"}, "train/0001/000003.webm", "train/0001.parquet"),
+        ({"kind": "synthetic", "num_clips": 3}, "scene_0002.mp4", "scene_0002.mp4"),
+    ],
+)
+def test_prompts_of_videos_that_are_made_here_are_inputs_of_their_shard(tmp_path, options, video, listed_as):
+    config = DatasetConfig.model_validate({"num_shards": 500, **options})
+    prompts = (tmp_path / "tiny/source" / video).with_suffix(".seg.json")
+    prompts.parent.mkdir(parents=True)
+    shard = shard_of(listed_as, 500)
+
+    def listed() -> dict[str, list[list[object]]]:
+        list_dataset.cache_clear()
+        listing = list_dataset("tiny", config, tmp_path)
+        return {name: listing.prompts(name) for name in shard_names(500)}
+
+    before = listed()
+    prompts.write_text("{}")
+    written = listed()
+    assert [row[:2] for row in written[shard]] == [[prompts.relative_to(tmp_path / "tiny/source").as_posix(), 2]]
+    prompts.write_text("{ }")
+    edited = listed()
+    assert before[shard] != written[shard] != edited[shard]
+    # Most shards do not run again.
+    assert sum(edited[name] != before[name] for name in edited) <= 13
+
+
 def test_touched_caption_of_equal_content_changes_nothing(source, folder):
     folder("a.mp4")
     (source.folder / "a.txt").write_text("caption")

@@ -1,14 +1,15 @@
 """Embeddings that are given, in each form and place that the original has, and the store that they end in."""
 
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.dataset.clips import clip_id, load_dataset, t5_path
+from worldtune.dataset.clips import Clip, clip_id, load_dataset, t5_path
 from worldtune.dataset.manifest import read_manifest
-from worldtune.dataset.original_layout import write_original_layout
+from worldtune.dataset.original_layout import clip_names, write_original_layout
 from worldtune.dataset.t5 import COLUMNS
 from worldtune.dataset.text import read_t5_tokens
 from worldtune.dataset.validate import conclude, examine
@@ -169,3 +170,30 @@ def test_an_exported_dataset_of_one_view_is_read_as_the_same(source, fake_encode
     dataset = load_dataset(source.root)
     assert {clip.video_sha256: (clip.caption_sha256, clip.t5_sha256) for clip in dataset.clips} == before
     assert sorted(clip.source_key for clip in dataset.clips) == ["b.mp4", "sub_a.mp4"]
+
+
+def test_writing_into_an_exported_dataset_does_not_reach_the_dataset(waymo, tmp_path):
+    waymo.all_stages()
+    conclude(examine("tiny", waymo.config, datasets=waymo.datasets))
+    write_original_layout(load_dataset(waymo.root), tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*.*"):
+        with open(path, "r+b") as file:
+            file.write(b"another tool")
+    conclude(examine("tiny", waymo.config, datasets=waymo.datasets))
+    assert len(load_dataset(waymo.root).clips) == 4
+
+
+def test_parts_of_a_video_that_begin_nearly_together_have_names_of_their_own():
+    spans = [(0.0, 0.00001), (0.00001, 1.0), (1234567.0, 1234568.5), (1234567.25, 1234568.5)]
+    facts = dict.fromkeys(field.name for field in dataclasses.fields(Clip))
+    facts |= {"status": "ok", "reason": "", "source_key": "a.mp4"}
+    parts = [
+        Clip(**facts | {"clip_id": clip_id("a.mp4", *span), "start_s": span[0], "end_s": span[1]}) for span in spans
+    ]
+    names = clip_names(tuple(parts), ())
+    assert list(names.values()) == [
+        "a_0-0.00001s",
+        "a_0.00001-1s",
+        "a_1234567-1234568.5s",
+        "a_1234567.25-1234568.5s",
+    ]

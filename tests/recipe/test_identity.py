@@ -87,7 +87,7 @@ def test_every_input_hash_changes_the_identity(name: str) -> None:
 @pytest.mark.parametrize("kind", ["edge", "vis", "depth", "seg", "keypoint", "upscale", "hdmap", "lidar"])
 def test_of_the_controls_only_the_chosen_kinds_table_counts(kind: str) -> None:
     keys = [key for key in values_that_affect(load(f"control.kind={kind}"), "weights") if key.startswith("control.")]
-    own = [key for key in known_keys(Recipe) if key.startswith(f"control.{kind}.")]
+    own = [key for key in keys_that_affect("weights") if key.startswith(f"control.{kind}.")]
     assert keys == sorted(["control.kind", "control.grayscale", *own])
     assert bool(own) == (kind in ("edge", "vis", "seg", "keypoint", "upscale"))
     chosen = f"control.kind={kind}"
@@ -95,6 +95,15 @@ def test_of_the_controls_only_the_chosen_kinds_table_counts(kind: str) -> None:
         kind != "vis"
     )
     assert identity(load(chosen), **HASHES) != identity(load(chosen, "control.grayscale=true"), **HASHES)
+
+
+def test_the_blur_of_evaluation_is_measured_with_and_shapes_no_weights() -> None:
+    chosen, key = "control.kind=vis", "control.vis.evaluation_preset"
+    assert identity(load(chosen), **HASHES) == identity(load(chosen, f"{key}=high"), **HASHES)
+    assert values_that_affect(load(chosen), "outcome")[key] == "medium"
+    assert key not in values_that_affect(load(), "outcome")
+    with pytest.raises(WorldtuneError, match=rf"{key}.*very_high"):
+        load(chosen, f"{key}=strong")
 
 
 def test_of_several_controls_each_counts() -> None:

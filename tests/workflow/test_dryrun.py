@@ -9,6 +9,7 @@ import pytest
 from workspace import Workspace
 
 from worldtune.dataset.advice import force_command, rule_of
+from worldtune.dataset.clips import shard_of
 from worldtune.dataset.config import load_datasets
 from worldtune.dataset.parameters import STAGE_KEYS
 from worldtune.dataset.reasons import PASSING
@@ -86,6 +87,35 @@ def test_a_text_encoder_that_was_put_there_by_hand_is_not_fetched(workspace: Wor
     assert counts(workspace.planned(target)) == {"captions": 1, "t5": 1}
     shutil.rmtree(workspace.root / "checkpoints")
     path.write_text(before)
+
+
+def test_edited_prompts_beside_a_fetched_video_plan_their_shard_anew(workspace: Workspace) -> None:
+    before, line = (workspace.root / "config/config.yaml").read_text(), "    cut: {min_s: 5.1, max_s: 10}\n"
+    annotators = "    annotate: {seg: {}}\n"
+    workspace.edit(
+        "config/config.yaml",
+        {
+            f"{line}    num_shards: 4\n    min_frames: 121\n    controls: [edge]\n": (
+                f"    num_shards: 4\n    min_frames: 121\n    controls: [seg]\n{annotators}"
+            )
+        },
+    )
+    target = f"datasets/hub_videos/manifests/annotate-seg/{shard_of('train/a.mp4', 4)}.parquet"
+    prompts = workspace.root / "datasets/hub_videos/source/train/a.seg.json"
+    prompts.parent.mkdir(parents=True)
+
+    def expected() -> str:
+        """The fingerprint of the values that the annotating job is planned for."""
+        text = workspace.snakemake("--dryrun", "--printshellcmds", target).text
+        (found,) = re.findall(r"annotate\.py .* --expect (\S+)\)", text)
+        return found
+
+    prompts.write_text("{}")
+    first = expected()
+    prompts.write_text("{ }")
+    assert expected() != first
+    shutil.rmtree(workspace.root / "datasets/hub_videos")
+    (workspace.root / "config/config.yaml").write_text(before)
 
 
 def test_a_text_encoder_of_another_width_stops_the_parse(workspace: Workspace) -> None:

@@ -66,7 +66,8 @@ STAGES = {
         "media/video.py",
     ],
     "validate": [
-        *(f"dataset/{name}.py" for name in ("validate", "details", "lookalikes", "verification", "control_checks")),
+        *(f"dataset/{name}.py" for name in ("validate", "details", "lookalikes", "verification", "views")),
+        "dataset/control_checks.py",
         "formats/controls.py",
     ],
     "dataset_report": ["dataset/fitting.py"],

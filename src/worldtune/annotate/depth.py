@@ -20,7 +20,7 @@ from worldtune.annotate.protocol import ClipToAnnotate, choose_device
 from worldtune.common.errors import WorldtuneError
 from worldtune.media.video import iterate_frames
 
-VERSION = 2
+VERSION = 3
 
 NETWORK = "a Depth-Anything network"
 FRAMES_PER_BATCH = 8

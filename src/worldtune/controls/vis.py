@@ -17,7 +17,7 @@ from worldtune.controls.protocol import Controlled, ControlSource, draw_integer
 from worldtune.controls.shrink import shrink, shrink_target, shrunk_size
 from worldtune.media.geometry import resize
 from worldtune.media.threads import for_each_frame
-from worldtune.recipe.schema import Control, VisControl
+from worldtune.recipe.schema import Control, VisControl, VisPresetName
 
 Size = tuple[int, int]
 """Width and height."""
@@ -81,7 +81,7 @@ _WEAK = Bilateral(diameter=15, sigma_color=100, sigma_space=50, iterations=1)
 _MEDIUM = Bilateral(diameter=30, sigma_color=150, sigma_space=100, iterations=1)
 _STRONG = Bilateral(diameter=50, sigma_color=300, sigma_space=150, iterations=1)
 
-PRESETS: dict[str, Degradation] = {
+PRESETS: dict[VisPresetName, Degradation] = {
     "none": _bilateral_only(1, Bilateral(diameter=1, sigma_color=1, sigma_space=1, iterations=1), 1),
     "very_low": _bilateral_only(1, _WEAK, 4),
     "low": _bilateral_only(4, _WEAK, 4),
@@ -90,7 +90,6 @@ PRESETS: dict[str, Degradation] = {
     "very_high": _bilateral_only(4, _STRONG, 16),
 }
 """Fixed degradations by name."""
-EVALUATION_PRESET = "medium"
 
 
 def draw_degradation(config: VisControl, rng: np.random.Generator) -> Degradation:
@@ -199,7 +198,7 @@ def _linear(frame: np.ndarray, size_wh: Size) -> np.ndarray:
 
 
 class Vis:
-    """Degraded frames: as drawn in training, by the "medium" preset in evaluation."""
+    """Degraded frames: as drawn in training, by the recipe's preset in evaluation."""
 
     def training(self, source: ControlSource, config: Control, rng: np.random.Generator) -> Controlled:
         """Return the degraded window, or what the recipe leaves to the device; see protocol.ControlKind."""
@@ -211,4 +210,4 @@ class Vis:
 
     def evaluation(self, source: ControlSource, config: Control) -> Controlled:
         """Return the degraded window; see protocol.ControlKind."""
-        return Controlled(video=source.frames, hint=degrade(source.frames, PRESETS[EVALUATION_PRESET]))
+        return Controlled(video=source.frames, hint=degrade(source.frames, PRESETS[config.vis.evaluation_preset]))

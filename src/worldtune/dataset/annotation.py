@@ -3,7 +3,7 @@
 It stands in the place of stage controls for that kind and shares its ledger, since both write the same files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,26 +11,31 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file
 from worldtune.common.versions import stage_version
 from worldtune.dataset.annotators import Annotator, DepthAnnotator, KeypointAnnotator, SegAnnotator
-from worldtune.dataset.clips import caption_path, control_path, video_path
+from worldtune.dataset.clips import LOSSLESS_SUFFIXES, control_path, lossless_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
-from worldtune.dataset.control_checks import check_control
-from worldtune.dataset.controls import COLUMNS, annotated_stage, check_whole_video, taken_stage
+from worldtune.dataset.control_checks import check_control, check_lossless
+from worldtune.dataset.controls import (
+    COLUMNS,
+    LOSSLESS_COLUMN,
+    annotated_stage,
+    check_whole_video,
+    control_columns,
+    taken_stage,
+)
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.ledger import Ledger, open_ledger
-from worldtune.dataset.listing import prompts_key
 from worldtune.dataset.make_captions import MAX_FAILURES, caption_stage
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, retire_manifests, write_manifest
+from worldtune.dataset.prompts import prompts_key
 from worldtune.dataset.reasons import may_pass
+from worldtune.dataset.verification import captions_of_rows
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
 if TYPE_CHECKING:
     from worldtune.annotate.protocol import ClipAnnotator, ClipToAnnotate
 
 VERSION = 1
-
-BESIDE: dict[str, tuple[str, ...]] = {"depth": (".mkv",)}
-"""By kind of control: suffixes of files that may be made beside each of its own."""
 
 Row = dict[str, Any]
 
@@ -61,8 +66,8 @@ def annotate_clips(
         be annotated. Where a network failed over it, the next job tries again.
 
     Raises:
-        WorldtuneError: the dataset does not annotate this control, a manifest is missing, a network cannot be loaded,
-            or the networks failed over every clip of many.
+        WorldtuneError: the dataset does not annotate this control, a manifest is missing, a caption is not the one that
+            its stage wrote, a network cannot be loaded, or the networks failed over every clip of many.
     """
     annotator = config.annotate.find(kind)
     if annotator is None:
@@ -71,15 +76,17 @@ def annotate_clips(
     stage = annotated_stage(kind)
     path = manifest_path(root, stage, shard)
     clips = _clips(root, shard)
-    captions = _captions(root, config, shard) if annotator.reads_captions else {}
     prompts = _prompts(clips, source_folder(name, config, datasets)) if annotator.reads_prompts else {}
+    # A clip's own prompts stand in the place of its caption.
+    searched = {clip["clip_id"] for clip in clips} - prompts.keys()
+    captions = _captions(root, config, shard, searched) if annotator.reads_captions else {}
     with open_ledger(root, taken_stage(kind), shard) as ledger:
         retire_manifests(root, taken_stage(kind))
         _sweep(root / kind, {clip["clip_id"] for clip in clips})
         rows = _annotate(
             ledger, clips, captions, prompts, kind, annotator, checkpoints, device, f"{stage} {name} {shard}"
         )
-        write_manifest(path, rows, COLUMNS)
+        write_manifest(path, rows, control_columns(kind, config))
     return path
 
 
@@ -88,10 +95,13 @@ def _clips(root: Path, shard: str) -> list[Row]:
     return [row for row in rows if row["status"] == "ok"]
 
 
-def _captions(root: Path, config: DatasetConfig, shard: str) -> dict[str, Row]:
+def _captions(root: Path, config: DatasetConfig, shard: str, clip_ids: set[str]) -> dict[str, tuple[str, str]]:
+    """Return the text and the hash of the caption of each of these clips that has one."""
     stage, columns = caption_stage(config)
     rows = read_manifest(manifest_path(root, stage, shard), columns)
-    return {row["clip_id"]: row for row in rows if row["status"] == "ok"}
+    usable = [row for row in rows if row["status"] == "ok" and row["clip_id"] in clip_ids]
+    texts = captions_of_rows(root, usable, stage)
+    return {row["clip_id"]: (text, row["caption_sha256"]) for row, text in zip(usable, texts, strict=True)}
 
 
 def _prompts(clips: list[Row], source: Path) -> dict[str, Path]:
@@ -109,7 +119,7 @@ def _sweep(folder: Path, clip_ids: set[str]) -> None:
 def _annotate(
     ledger: Ledger,
     clips: list[Row],
-    captions: dict[str, Row],
+    captions: dict[str, tuple[str, str]],
     prompts: dict[str, Path],
     kind: str,
     annotator: Annotator,
@@ -130,12 +140,12 @@ def _annotate(
     tasks = []
     for clip in clips:
         identifier = clip["clip_id"]
-        caption = captions.get(identifier)
+        text, caption_sha256 = captions.get(identifier, (None, None))
         inputs = {"video_sha256": clip["video_sha256"], **shared}
         if identifier in prompts:
             inputs["prompts_sha256"] = sha256_file(prompts[identifier])
         elif annotator.reads_captions:
-            inputs["caption_sha256"] = caption["caption_sha256"] if caption else None
+            inputs["caption_sha256"] = caption_sha256
         seen = ClipToAnnotate(
             clip_id=identifier,
             video=video_path(root, identifier),
@@ -143,11 +153,11 @@ def _annotate(
             width=clip["width"],
             height=clip["height"],
             fps=clip["fps"],
-            caption=caption_path(root, identifier).read_text(encoding="utf-8").strip() if caption else None,
+            caption=text,
             prompts=prompts.get(identifier),
         )
         tasks.append(Task(clip_id=identifier, inputs=inputs, argument=(clip, seen)))
-    work = _Work(root, kind, lambda: LOADERS[kind](annotator, checkpoints, device))
+    work = _Work(root, kind, annotator.makes_lossless, lambda: LOADERS[kind](annotator, checkpoints, device))
     rows = do_tasks(ledger, tasks, work, work.died, label=label, processes=1)
     if len(rows) >= MAX_FAILURES and all(may_pass(row["reason"], (kind,)) for row in rows):
         raise WorldtuneError(
@@ -160,8 +170,8 @@ def _annotate(
 class _Work:
     """Annotates clips one by one; the networks are loaded for the first of them."""
 
-    def __init__(self, root: Path, kind: str, load: "Callable[[], ClipAnnotator]") -> None:
-        self._root, self._kind, self._load = root, kind, load
+    def __init__(self, root: Path, kind: str, makes_lossless: bool, load: "Callable[[], ClipAnnotator]") -> None:
+        self._root, self._kind, self._makes_lossless, self._load = root, kind, makes_lossless, load
         self._annotator: ClipAnnotator | None = None
 
     def __call__(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
@@ -169,38 +179,49 @@ class _Work:
 
         clip, seen = argument
         self._annotator = self._annotator or self._load()
-        target = control_path(self._root, seen.clip_id, self._kind)
-        self._remove(target)
+        control, *beside = files = self._files(seen.clip_id)
+        _remove(files)
         try:
             if seen.prompts is not None:
                 check_whole_video(clip, "its prompts")
             with full_memory_may_pass():
-                self._annotator.annotate(seen, target)
+                self._annotator.annotate(seen, control)
             # As it will be read, from the first frame to the last.
-            facts = check_control(self._kind, target, clip)
+            facts = check_control(self._kind, control, clip)
+            hashes = {"control_sha256": sha256_file(control)}
+            if self._makes_lossless:
+                (lossless,) = beside
+                check_lossless(self._kind, lossless, clip)
+                hashes[LOSSLESS_COLUMN] = sha256_file(lossless)
         except WorldtuneError as error:
-            self._remove(target)
+            _remove(files)
             may_pass = isinstance(error, NetworkFailedError)
-            reason = f"{self._kind} {'died' if may_pass else 'not made'}: {error}".replace(str(seen.video), "the clip")
+            # Rows are the same wherever the folders lie.
+            words = str(error).replace(str(seen.video), "the clip").replace(f"{self._root}/", "")
+            reason = f"{self._kind} {'died' if may_pass else 'not made'}: {words}"
             return Outcome(row=self._row(clip, reason), may_pass=may_pass)
-        row = self._row(clip, "", **vars(facts), control_sha256=sha256_file(target))
-        return Outcome(row=row, outputs=self._files(target))
+        row = self._row(clip, "", **vars(facts), **hashes)
+        return Outcome(row=row, outputs=tuple(files[: len(hashes)]))
 
     def died(self, argument: "tuple[Row, ClipToAnnotate]") -> Outcome:
         return Outcome(row=self._row(argument[0], f"{self._kind} died: the process ended without a word"))
 
-    def _files(self, target: Path) -> tuple[Path, ...]:
-        paths = (target, *(target.with_suffix(suffix) for suffix in BESIDE.get(self._kind, ())))
-        return tuple(path for path in paths if path.exists())
-
-    def _remove(self, target: Path) -> None:
-        for path in self._files(target):
-            path.unlink()
+    def _files(self, clip: str) -> list[Path]:
+        """Return the control's file and, for a kind that may have one, the lossless file beside it."""
+        beside = [lossless_path(self._root, clip, self._kind)] if self._kind in LOSSLESS_SUFFIXES else []
+        return [control_path(self._root, clip, self._kind), *beside]
 
     def _row(self, clip: Row, reason: str, **facts: Any) -> Row:
         row = dict.fromkeys(COLUMNS) | {column: clip[column] for column in CLIP_COLUMNS}
+        if self._makes_lossless:
+            row[LOSSLESS_COLUMN] = None
         state = {"status": "unusable" if reason else "ok", "reason": reason, "video_sha256": clip["video_sha256"]}
-        return row | state | facts
+        return row | state | {column: value for column, value in facts.items() if column in row}
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
 
 
 def _load_depth(annotator: Annotator, checkpoints: Path, device: str) -> "ClipAnnotator":

@@ -26,6 +26,11 @@ class Annotator(BaseModel, ABC):
         """Whether a file beside a video may tell what to look for."""
         return False
 
+    @property
+    def makes_lossless(self) -> bool:
+        """Whether each control gets a lossless file beside it."""
+        return False
+
 
 class DepthAnnotator(Annotator):
     """Depth by Depth-Anything-V2."""
@@ -49,6 +54,11 @@ class DepthAnnotator(Annotator):
     def models(self) -> tuple[str, ...]:
         """Folders below checkpoints/ that hold the networks."""
         return (self.model,)
+
+    @property
+    def makes_lossless(self) -> bool:
+        """Whether each control gets a lossless file beside it."""
+        return self.lossless
 
 
 class KeypointAnnotator(Annotator):

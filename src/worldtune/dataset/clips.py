@@ -30,6 +30,8 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
 """Suffixes of what is taken for a source video."""
 CONTROL_SUFFIXES: dict[str, str] = {kind: schema.suffix or "" for kind, schema in FILE_CONTROLS.items()}
 """Kinds of control that have a file for each clip, and the file's suffix."""
+LOSSLESS_SUFFIXES: dict[str, str] = {"depth": ".mkv"}
+"""Kinds of control that may have a second file for each clip, without loss, and that file's suffix."""
 COMPUTED_CONTROLS = frozenset(kind for kind, schema in FILE_CONTROLS.items() if schema.origin == "computed")
 """Controls of CONTROL_SUFFIXES that are made from the video; the others are given."""
 COMPUTED_IN_TRAINING = frozenset(CONTROLS.keys() - FILE_CONTROLS.keys())
@@ -100,6 +102,11 @@ def control_path(root: Path, clip: str, kind: str) -> Path:
     if kind not in CONTROL_SUFFIXES:
         raise WorldtuneError(f"there are no files of the control {kind!r}; expected one of {sorted(CONTROL_SUFFIXES)}.")
     return root / kind / f"{clip}{CONTROL_SUFFIXES[kind]}"
+
+
+def lossless_path(root: Path, clip: str, kind: str) -> Path:
+    """Return where the lossless file beside a clip's control lies; only a kind of LOSSLESS_SUFFIXES has one."""
+    return root / kind / f"{clip}{LOSSLESS_SUFFIXES[kind]}"
 
 
 @dataclass(frozen=True, kw_only=True)

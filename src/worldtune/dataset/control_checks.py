@@ -13,7 +13,8 @@ from worldtune.formats.controls import FILE_CONTROLS, ControlSchema
 from worldtune.formats.pickles import MAX_CONTROL_BYTES, read_pickle
 from worldtune.formats.rle import decode_runs, whole_numbers
 from worldtune.media.geometry import nearest_aspect_ratio
-from worldtune.media.looks import is_black
+from worldtune.media.grey16 import iterate_grey16
+from worldtune.media.looks import Looks, is_plain
 from worldtune.media.video import VideoInfo, check_video
 from worldtune.recipe.schema import VIDEO_SIZES_WH, KeypointControl
 
@@ -36,11 +37,13 @@ class ControlFacts:
     height: int | None = None
     """Size of its frames; None where it is no video."""
     empty_frames: int
-    """Frames in which it shows nothing: a black picture, no object, nobody."""
+    """Frames in which it shows nothing: a picture of one level, no object, nobody."""
     num_objects: int | None = None
     """Objects in the clip (seg)."""
     people_per_frame: float | None = None
     """Mean number of people (keypoint)."""
+    motion: float | None = None
+    """Mean change of luma from a frame to the next one; None where it is no video."""
 
 
 def expected_size(schema: ControlSchema, width: int, height: int) -> tuple[int, int]:
@@ -96,19 +99,42 @@ def check_control(kind: str, path: Path, clip: Clip) -> ControlFacts:
     return facts
 
 
+def check_lossless(kind: str, path: Path, clip: Clip) -> None:
+    """Read the lossless file beside a control whole and check it against its clip.
+
+    Args:
+        kind: the control's kind.
+        path: the lossless file.
+        clip: the clip it belongs to.
+
+    Raises:
+        WorldtuneError: it is damaged or does not lie on the clip.
+    """
+    num_frames, size_wh = 0, None
+    for frame in iterate_grey16(path):
+        num_frames, size_wh = num_frames + 1, (frame.shape[1], frame.shape[0])
+    problem = misplacement(FILE_CONTROLS[kind], num_frames, size_wh, clip)
+    if problem:
+        raise WorldtuneError(f"its lossless file: {problem}")
+
+
 def _video_facts(schema: ControlSchema, path: Path, clip: Clip) -> ControlFacts:
-    empty = 0
+    empty, looks = 0, Looks()
 
     def watch(number: int, num_frames: int, frame: av.VideoFrame) -> None:
         nonlocal empty
-        empty += is_black(frame)
+        empty += is_plain(frame)
+        looks.see(number, num_frames, frame)
         # All frames of a file are made alike.
         if number in (0, num_frames // 2, num_frames - 1):
             _check_colours(schema, number, frame.to_ndarray(format="rgb24"))
 
     info = check_video(path, watch)
     _check_video_form(info)
-    return ControlFacts(num_frames=info.num_frames, width=info.width, height=info.height, empty_frames=empty)
+    motion = float(looks.facts()["motion"])
+    return ControlFacts(
+        num_frames=info.num_frames, width=info.width, height=info.height, empty_frames=empty, motion=motion
+    )
 
 
 def _check_video_form(info: VideoInfo) -> None:
@@ -185,7 +211,10 @@ def _keypoint_facts(path: Path) -> ControlFacts:
     counts = []
     for number in numbers:
         try:
-            counts.append(len(people_points(frames[number], KeypointControl().confidence_min)))
+            people = people_points(frames[number], KeypointControl().confidence_min)
+            if not all(np.isfinite(points[:, 2]).all() for points in people):
+                raise WorldtuneError("a confidence is no number; expected 0 to 1")
+            counts.append(len(people))
         except WorldtuneError as error:
             raise WorldtuneError(f"frame {number}: {error}") from error
     return ControlFacts(

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import copy_file, sha256_file
-from worldtune.dataset.clips import COMPUTED_CONTROLS, control_path, video_path
+from worldtune.dataset.clips import COMPUTED_CONTROLS, LOSSLESS_SUFFIXES, control_path, lossless_path, video_path
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.control_checks import ControlFacts, check_control
 from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
@@ -21,13 +21,21 @@ from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.layout import Layout, given_path
 from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.listing import control_key
-from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, retire_manifests, write_manifest
+from worldtune.dataset.manifest import (
+    CLIP_COLUMNS,
+    Columns,
+    manifest_path,
+    read_manifest,
+    retire_manifests,
+    write_manifest,
+)
 from worldtune.dataset.work import Outcome, Task, do_tasks
+from worldtune.formats.controls import FILE_CONTROLS
 from worldtune.media.geometry import nearest_aspect_ratio
 from worldtune.media.video import iterate_frames, video_writer
 from worldtune.recipe.schema import VIDEO_SIZES_WH
 
-VERSION = 5
+VERSION = 6
 
 EDGE_PRESET = "medium"
 
@@ -42,7 +50,11 @@ COLUMNS: dict[str, pa.DataType] = {
     "num_objects": pa.int64(),
     "people_per_frame": pa.float64(),
 }
-"""Columns of the manifest; the last five are those of ControlFacts."""
+"""Columns of the manifest; the last five are of ControlFacts."""
+MOTION_COLUMN = "motion"
+"""One more of ControlFacts, where the control is a given video."""
+LOSSLESS_COLUMN = "lossless_sha256"
+"""One more, where a lossless file is made beside each control."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +74,20 @@ class ControlJob:
 def control_stage(kind: str, config: DatasetConfig) -> str:
     """Return the name of the stage that makes or takes over one kind of a dataset's controls."""
     return annotated_stage(kind) if config.annotate.find(kind) else taken_stage(kind)
+
+
+def control_columns(kind: str, config: DatasetConfig) -> Columns:
+    """Return the columns of the manifests of a dataset's `control_stage`."""
+    annotator = config.annotate.find(kind)
+    if annotator is None:
+        return taken_columns(kind)
+    return COLUMNS | ({LOSSLESS_COLUMN: pa.string()} if annotator.makes_lossless else {})
+
+
+def taken_columns(kind: str) -> Columns:
+    """Return the columns of the manifests of `taken_stage`."""
+    is_given_video = FILE_CONTROLS[kind].is_video and kind not in COMPUTED_CONTROLS
+    return COLUMNS | ({MOTION_COLUMN: pa.float64()} if is_given_video else {})
 
 
 def taken_stage(kind: str) -> str:
@@ -107,9 +133,13 @@ def make_controls(
     with open_ledger(root, stage, shard) as ledger:
         retire_manifests(root, annotated_stage(kind))
         tasks = _tasks(root, source_folder(name, config, datasets), shard, kind, config.layout)
+        if kind in LOSSLESS_SUFFIXES:
+            # Stage annotate may have made them, of other depths than those that are given.
+            for task in tasks:
+                lossless_path(root, task.clip_id, kind).unlink(missing_ok=True)
         label = f"{stage} {name} {shard}"
         rows = do_tasks(ledger, tasks, make_control, _died, label=label, processes=processes)
-        write_manifest(path, rows, COLUMNS)
+        write_manifest(path, rows, taken_columns(kind))
     return path
 
 
@@ -143,9 +173,9 @@ def _inputs(job: ControlJob) -> dict[str, Any]:
 
 
 def _row(job: ControlJob, reason: str, **facts: Any) -> dict[str, Any]:
-    row = dict.fromkeys(COLUMNS) | {column: job.clip[column] for column in CLIP_COLUMNS}
+    row = dict.fromkeys(taken_columns(job.kind)) | {column: job.clip[column] for column in CLIP_COLUMNS}
     state = {"status": "unusable" if reason else "ok", "reason": reason, "video_sha256": job.clip["video_sha256"]}
-    return row | state | facts
+    return row | state | {column: value for column, value in facts.items() if column in row}
 
 
 def _died(job: ControlJob) -> Outcome:

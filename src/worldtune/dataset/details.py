@@ -19,6 +19,8 @@ DARK = 24.0
 """Mean luma below which a clip is nearly black; black is 16 in video range."""
 STILL = 0.02
 """Mean change of luma from frame to frame below which nothing moves; a camera at rest has more noise."""
+MOVING = 0.5
+"""The same from which on something surely moves."""
 EMPTY_SHARE = 0.5
 """Share of a control's frames that show nothing from which on it is remarked."""
 
@@ -89,8 +91,16 @@ def clip_details(
             details["keypoint_people_per_frame"] = control.get("people_per_frame")
         if empty and control.get("num_frames") and empty >= EMPTY_SHARE * control["num_frames"]:
             remarks.append(f"{kind} mostly empty: {empty} of {control['num_frames']} frames show nothing")
+        # Streets and boxes of other kinds do stand still at a red light.
+        elif kind == "depth" and _stands_still(control.get("motion"), details["motion"]):
+            remarks.append(f"{kind} stands still: all its frames are alike, but the video moves")
     details["remarks"] = remarks
     return details
+
+
+def _stands_still(control: float | None, video: float | None) -> bool:
+    """Return whether a control does not move where its video does; both are mean changes of luma."""
+    return control is not None and video is not None and control < STILL and video >= MOVING
 
 
 @dataclass(frozen=True)

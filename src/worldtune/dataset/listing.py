@@ -31,14 +31,13 @@ from worldtune.dataset.config import DatasetConfig, missing_folder, source_folde
 from worldtune.dataset.download import METADATA, listed_clips
 from worldtune.dataset.fetched import read_fetched
 from worldtune.dataset.layout import META_FOLDER, Layout, ViewText, caption_stems, given_key, given_path, text_parts
+from worldtune.dataset.prompts import PROMPTS_SUFFIX, find_prompts, possible_shards, prompts_key
 from worldtune.dataset.records import read_records
 from worldtune.dataset.scenes import scene_names
 from worldtune.dataset.spans import read_spans
 
 CAPTION_SUFFIXES = (".txt", ".json")
 """Suffixes of a caption beside its video; the first that is there is taken."""
-PROMPTS_SUFFIX = ".seg.json"
-"""End of the name of a file beside a video that tells which objects are to be segmented; it is no caption."""
 MAX_CAPTION_BYTES = 1 << 20
 LIST_COLUMNS = frozenset({"video", "caption", "start_s", "end_s"})
 
@@ -139,12 +138,25 @@ class Listing:
         return rows
 
     def prompts(self, shard: str) -> list[VideoRow]:
-        """Return the prompt files beside the videos of a shard as [key, size, mtime_ns], those that are there."""
-        if self.from_config:
-            return []
-        keys = sorted({prompts_key(clip.key) for clip in self.clips(shard) if clip.has_video})
-        rows = [[key, *_size_and_time(_status(self.source / key))] for key in keys]
+        """Return the prompt files beside the videos of a shard as [key, size, mtime_ns], those that are there.
+
+        Where the videos are known only once they are fetched, a file is among those of each shard that its video may be
+        in.
+        """
+        keys = {prompts_key(clip.key) for clip in self.clips(shard) if clip.has_video}
+        keys |= {key for key, shards in self._prompts_of_unknown.items() if shard in shards}
+        rows = [[key, *_size_and_time(_status(self.source / key))] for key in sorted(keys)]
         return [row for row in rows if row[1] is not None]
+
+    @functools.cached_property
+    def _prompts_of_unknown(self) -> dict[str, frozenset[str]]:
+        """The prompt files below the source by key, each with its possible shards; none where videos are listed."""
+        if not self.from_config or any(self.shards.values()):
+            return {}
+        found = {key: possible_shards(key, len(self.shards)) for key in find_prompts(self.source)}
+        for key in found:
+            _check_name(self.source, key)
+        return found
 
     def texts(self, shard: str, views: Mapping[str, str], view_text: ViewText) -> list[list[VideoRow]]:
         """Return the given embeddings of each clip of a shard: the files [key, size, mtime_ns] in their order.
@@ -180,11 +192,6 @@ def shard_range(num_shards: int) -> str:
 def control_key(key: str, kind: str, layout: Layout) -> str:
     """Return the key of the given control of a video."""
     return given_key(key, kind, CONTROL_SUFFIXES[kind], layout)
-
-
-def prompts_key(key: str) -> str:
-    """Return where a video's prompts for segmentation lie: NAME.seg.json beside the video."""
-    return posixpath.splitext(key)[0] + PROMPTS_SUFFIX
 
 
 @functools.cache
@@ -366,9 +373,10 @@ def _list_folder(source: Path, caption_list: Path | None, layout: Layout) -> lis
             candidates = (stem + suffix for stem in caption_stems(key, layout) for suffix in CAPTION_SUFFIXES)
             beside = next((candidate for candidate in candidates if candidate in captions), None)
             clips.append(SourceClip(key=key, size=size, mtime_ns=mtime_ns, caption_key=beside))
+    video_stems = {posixpath.splitext(key)[0] for key in (*videos, *in_list)}
     ours = None if caption_list is None else os.path.abspath(caption_list)
     for key in captions:
-        prompts = key.endswith(PROMPTS_SUFFIX) and key.removesuffix(PROMPTS_SUFFIX) in stems
+        prompts = key.endswith(PROMPTS_SUFFIX) and key.removesuffix(PROMPTS_SUFFIX) in video_stems
         is_list = str(given_path(source.absolute(), key)) == ours
         if posixpath.splitext(key)[0] not in stems and not prompts and not is_list:
             clips.append(SourceClip(key=key, caption_key=key))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import atomic_path, link_or_copy, write_text
+from worldtune.common.files import atomic_path, copy_file, write_text
 from worldtune.dataset.clips import COMPUTED_CONTROLS, CONTROL_SUFFIXES, Clip, Dataset, scene_key
 from worldtune.dataset.layout import META_FOLDER, PART_NUMBER, PREFIX_FOLDER, TEXT_FOLDER
 from worldtune.dataset.text import NESTED_KEYS, read_t5_tokens, write_t5
@@ -25,6 +25,8 @@ NESTED_CONTROLS = frozenset({"hdmap", "lidar"})
 def clip_names(clips: tuple[Clip, ...], views: tuple[str, ...]) -> dict[str, str]:
     """Return the name of each clip by its id: its source's path with _ for /, and its time range where it has one.
 
+    Times are written in full, so that no two parts of a video share a name.
+
     The original looks for the caption of NAME_0 under NAME, so such a name gets an end that is no digit.
 
     Raises:
@@ -35,7 +37,7 @@ def clip_names(clips: tuple[Clip, ...], views: tuple[str, ...]) -> dict[str, str
     for clip in clips:
         name = Path(scene_key(clip.source_key, views)).with_suffix("").as_posix().strip("./").replace("/", "_")
         if clip.start_s is not None and clip.end_s is not None:
-            name += f"_{clip.start_s:g}-{clip.end_s:g}s"
+            name += f"_{_seconds(clip.start_s)}-{_seconds(clip.end_s)}s"
         if PART_NUMBER.search(name):
             name += "_clip"
         other = taken.setdefault((clip.view, name), clip)
@@ -47,8 +49,16 @@ def clip_names(clips: tuple[Clip, ...], views: tuple[str, ...]) -> dict[str, str
     return names
 
 
+def _seconds(value: float) -> str:
+    """Return the shortest decimal that is this number, without an exponent."""
+    return np.format_float_positional(value, trim="-")
+
+
 def write_original_layout(dataset: Dataset, target: Path) -> int:
-    """Write the usable clips of a dataset into a folder, files that need no change as hard links.
+    """Write the usable clips of a dataset into a folder.
+
+    Every file is a copy: a tool that writes into the folder must not reach the dataset's own files. Copies take no room
+    where the file system can share blocks until they are written.
 
     Args:
         dataset: a validated dataset.
@@ -67,11 +77,11 @@ def write_original_layout(dataset: Dataset, target: Path) -> int:
         _write_prefixes(dataset, target)
     for clip in dataset.clips:
         place = Path(clip.view or "", names[clip.clip_id])
-        link_or_copy(clip.video_path(dataset.root), _file(target, "videos", place, ".mp4"))
+        copy_file(clip.video_path(dataset.root), _file(target, "videos", place, ".mp4"))
         for kind in dataset.controls:
             if kind not in COMPUTED_CONTROLS:
                 suffix = CONTROL_SUFFIXES[kind]
-                link_or_copy(clip.control_path(dataset.root, kind), _file(target, kind, place, suffix))
+                copy_file(clip.control_path(dataset.root, kind), _file(target, kind, place, suffix))
         caption = clip.caption(dataset.root)
         if caption:
             write_text(_file(target, META_FOLDER, place, ".txt"), caption + "\n")

@@ -58,6 +58,7 @@ MENDS: dict[str, str] = {
     "nearly black": "Look at the video; remove it if it shows nothing.",
     "nothing moves": "Look at the video; a still picture teaches no motion.",
     "KIND mostly empty": "Look at the control beside its video; remove clips in which there is nothing to follow.",
+    "KIND stands still": "Make the control from all frames of the video; it repeats one of them.",
 }
 """What to do, by label; KIND stands for the kind of a control."""
 PASSING: dict[str, frozenset[str]] = {
@@ -114,3 +115,9 @@ def count_reasons(rows: Iterable[dict[str, Any]], column: str = "reason") -> lis
     return sorted(
         ((label, count, examples[label]) for label, count in counts.items()), key=lambda item: (-item[1], item)
     )
+
+
+def refuse(row: dict[str, Any], reason: str) -> None:
+    """Add a reason to a clip's row, which makes it unusable."""
+    row["reason"] = REASON_SEPARATOR.join(filter(None, (row["reason"], reason)))
+    row["status"] = "unusable"

@@ -12,8 +12,15 @@ SHOWN_REASONS = 5
 Row = dict[str, Any]
 
 
-def dataset_remarks(table: Iterable[Row], alike: Alike, leaks: int) -> list[str]:
-    """Return what a person should know and what does not make a dataset unfit."""
+def dataset_remarks(table: Iterable[Row], alike: Alike, leaks: int, unclaimed: list[str]) -> list[str]:
+    """Return what a person should know and what does not make a dataset unfit.
+
+    Args:
+        table: rows with their details.
+        alike: clips that are equal or look alike.
+        leaks: held-out clips that have a twin in training.
+        unclaimed: given files that belong to no video.
+    """
     remarks = []
     cut = [row["source_key"] for row in table if row["caption_cut"]]
     if cut:
@@ -30,6 +37,9 @@ def dataset_remarks(table: Iterable[Row], alike: Alike, leaks: int) -> list[str]
     if leaks:
         are = "is like one that is" if leaks == 1 else "are like some that are"
         remarks.append(f"{count_of(leaks, 'held-out clip')} {are} trained on; remove the copies")
+    if unclaimed:
+        belong = "belongs" if len(unclaimed) == 1 else "belong"
+        remarks.append(f"{count_of(len(unclaimed), 'given file')} {belong} to no video: {_some(unclaimed)}")
     return remarks
 
 

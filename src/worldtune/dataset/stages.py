@@ -1,8 +1,7 @@
 """The stages whose manifests tell of a dataset's clips, as its configuration has them."""
 
 from worldtune.dataset.config import DatasetConfig
-from worldtune.dataset.controls import COLUMNS as CONTROL_COLUMNS
-from worldtune.dataset.controls import control_stage
+from worldtune.dataset.controls import control_columns, control_stage
 from worldtune.dataset.download import COLUMNS as HDVILA_COLUMNS
 from worldtune.dataset.fetched import COLUMNS as REPOSITORY_COLUMNS
 from worldtune.dataset.fetched import STAGE as FETCH_STAGE
@@ -26,7 +25,7 @@ def dataset_stages(config: DatasetConfig) -> dict[str, Columns]:
         INGEST_STAGE: INGEST_COLUMNS,
         captions: columns,
         T5_STAGE: T5_COLUMNS,
-        **{control_stage(kind, config): CONTROL_COLUMNS for kind in config.controls},
+        **{control_stage(kind, config): control_columns(kind, config) for kind in config.controls},
         **({FETCH_STAGE: FETCH_COLUMNS[config.kind]} if config.kind in FETCH_COLUMNS else {}),
         **({CUT_STAGE: CUT_COLUMNS} if config.cut is not None else {}),
     }

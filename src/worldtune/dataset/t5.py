@@ -9,17 +9,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import sha256_file, syncs_left_to_caller
 from worldtune.common.progress import progress
-from worldtune.dataset.advice import force_command
-from worldtune.dataset.clips import caption_path, t5_path
+from worldtune.dataset.clips import t5_path
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.ledger import Ledger, open_ledger
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, read_manifest, write_manifest
 from worldtune.dataset.text_files import store_inputs, take_texts, write_text_file
-from worldtune.dataset.verification import read_captions
+from worldtune.dataset.verification import captions_of_rows
 
 VERSION = 2
 
@@ -108,7 +106,7 @@ def _embed(
     logger.info("%s: %d captions, %d of them as they were", label, len(rows) + len(todo), len(rows))
     if todo:
         encoder = load_encoder(folder, device, config.text_precision)
-        texts = _read_texts(root, [caption for caption, _ in todo], caption_stage(config)[0])
+        texts = captions_of_rows(root, [caption for caption, _ in todo], caption_stage(config)[0])
         embeddings = encoder.encode(texts, config.text_max_tokens)
         # In advance and together, since each waits for the disk.
         ledger.start(*(caption["clip_id"] for caption, _ in todo))
@@ -127,14 +125,3 @@ def _embed(
                 ledger.finish(caption["clip_id"], inputs, (path,), row)
                 rows[caption["clip_id"]] = row
     return list(rows.values())
-
-
-def _read_texts(root: Path, captions: list[dict[str, Any]], stage: str) -> list[str]:
-    """Return the text of each caption, which must be the one that its stage wrote: its embedding is known by that."""
-    paths = [caption_path(root, caption["clip_id"]) for caption in captions]
-    found = read_captions(paths)
-    for caption, path in zip(captions, paths, strict=True):
-        if path not in found or found[path][1] != caption["caption_sha256"]:
-            state = "is not what its stage wrote" if path in found else "cannot be read"
-            raise WorldtuneError(f"{path} {state}. Delete what is there, then: {force_command(root.name, stage)}.")
-    return [found[path][0] for path in paths]

@@ -24,16 +24,15 @@ from worldtune.dataset.clips import (
     clip_columns,
     clip_id,
     control_path,
+    lossless_path,
     rows_digest,
-    scene_key,
     shard_names,
     t5_path,
     video_path,
-    view_of,
 )
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.control_checks import misplacement
-from worldtune.dataset.controls import control_stage
+from worldtune.dataset.controls import LOSSLESS_COLUMN, control_stage
 from worldtune.dataset.details import (
     clip_details,
     detail_columns,
@@ -46,12 +45,14 @@ from worldtune.dataset.fetched import STAGE as FETCH_STAGE
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, write_manifest
-from worldtune.dataset.reasons import REASON_SEPARATOR, may_pass
+from worldtune.dataset.reasons import REASON_SEPARATOR, may_pass, refuse
 from worldtune.dataset.remarks import dataset_remarks, reasons_in_words, summary_line
 from worldtune.dataset.spans import STAGE as CUT_STAGE
 from worldtune.dataset.stages import dataset_stages
 from worldtune.dataset.t5 import STAGE as T5_STAGE
+from worldtune.dataset.unclaimed import unclaimed_files
 from worldtune.dataset.verification import read_captions, verify_files
+from worldtune.dataset.views import join_views
 from worldtune.formats.controls import FILE_CONTROLS
 
 VERSION = 6
@@ -106,9 +107,9 @@ def examine(name: str, config: DatasetConfig, *, datasets: Path = Path("datasets
         tables[FETCH_STAGE] = {key: row for key, row in tables[FETCH_STAGE].items() if row["status"] != "ok"}
     channels = _channels(name, tables[T5_STAGE].values())
     rows = [_clip_row(root, identifier, tables, config) for identifier in sorted(set().union(*tables.values()))]
-    captions = _check_files(root, rows, config, threads)
+    captions = _check_files(root, rows, tables, config, threads)
     if config.views:
-        _join_views(rows, config)
+        join_views(rows, config)
     draw_splits(rows, config.held_out_fraction)
     details = {row["clip_id"]: _details(row, tables, captions, config) for row in rows}
     alike = find_alike(rows, details)
@@ -117,14 +118,21 @@ def examine(name: str, config: DatasetConfig, *, datasets: Path = Path("datasets
     table = [row | details[row["clip_id"]] for row in rows]
     for row in table:
         row["remarks"] = REASON_SEPARATOR.join(row["remarks"])
+    source = source_folder(name, config, datasets)
+    unclaimed = unclaimed_files(source, config, (row["source_key"] for row in rows))
+    if unclaimed:
+        logger.warning("%s: given files that belong to no video: %s", name, ", ".join(unclaimed))
     found = Validation(
         root=root,
-        source=source_folder(name, config, datasets),
+        source=source,
         name=name,
         config=config,
         rows=rows,
         table=table,
-        remarks=[*dataset_remarks(table, alike, leaks), *shares_of_empty_frames(table, config.controls)],
+        remarks=[
+            *dataset_remarks(table, alike, leaks, unclaimed),
+            *shares_of_empty_frames(table, config.controls),
+        ],
         statistics=statistics(table),
         channels=channels,
         caption_makers=_caption_makers(rows, tables[caption_stage(config)[0]]),
@@ -268,7 +276,9 @@ def _reasons(
     return reasons
 
 
-def _check_files(root: Path, rows: Iterable[Row], config: DatasetConfig, threads: int) -> dict[str, str]:
+def _check_files(
+    root: Path, rows: Iterable[Row], tables: Mapping[str, Mapping[str, Row]], config: DatasetConfig, threads: int
+) -> dict[str, str]:
     """Refuse the clips whose files are gone or changed, and return the captions of all clips by clip id."""
     checked = [row for row in rows if row["status"] == "ok"]
     files: dict[str, dict[str, str]] = {}
@@ -276,7 +286,11 @@ def _check_files(root: Path, rows: Iterable[Row], config: DatasetConfig, threads
         clip = row["clip_id"]
         hashes = {video_path(root, clip): row["video_sha256"]}
         hashes[t5_path(root, clip, config.text_store)] = row["t5_sha256"]
-        hashes |= {control_path(root, clip, kind): row[f"{kind}_sha256"] for kind in config.controls}
+        for kind in config.controls:
+            hashes[control_path(root, clip, kind)] = row[f"{kind}_sha256"]
+            lossless = tables[control_stage(kind, config)][clip].get(LOSSLESS_COLUMN)
+            if lossless:
+                hashes[lossless_path(root, clip, kind)] = lossless
         files[clip] = {path.relative_to(root).as_posix(): sha256 for path, sha256 in hashes.items()}
     expected = {name: sha256 for hashes in files.values() for name, sha256 in hashes.items()}
     problems = verify_files(root, expected, threads=threads)
@@ -295,7 +309,7 @@ def _check_files(root: Path, rows: Iterable[Row], config: DatasetConfig, threads
             names = [name for name, problem in found.items() if problem == what]
             if names:
                 command = force_command(root.name, *(_maker(name, config) for name in names))
-                _refuse(row, f"file {what}: {', '.join(names)}; {advice}{command} makes it again")
+                refuse(row, f"file {what}: {', '.join(names)}; {advice}{command} makes it again")
     return {path.stem: text for path, (text, _) in captions.items()}
 
 
@@ -313,47 +327,6 @@ def _details(
     video, text = tables[INGEST_STAGE].get(clip, {}), tables[T5_STAGE].get(clip, {})
     controls = {kind: tables[control_stage(kind, config)].get(clip, {}) for kind in config.controls}
     return clip_details(row, video, text, captions.get(clip), controls)
-
-
-def _join_views(rows: Iterable[Row], config: DatasetConfig) -> None:
-    """Set view and scene of each row; a scene is used if each of its views is there, usable and like the main one."""
-    scenes: dict[str, dict[str, Row]] = defaultdict(dict)
-    main = next(iter(config.views))
-    for row in rows:
-        row["view"], row["scene"] = view_of(row["source_key"], config.views), None
-        # A clip outside of the views' folders carries that reason from its first stage on.
-        if row["view"] is None:
-            continue
-        name = scene_key(row["source_key"], config.views)
-        row["scene"] = clip_id(f"{main}/{name}", row["start_s"], row["end_s"])
-        scenes[row["scene"]][row["view"]] = row
-    for views in scenes.values():
-        reason = _view_problem(views, config)
-        for row in views.values():
-            if reason:
-                _refuse(row, reason)
-
-
-def _view_problem(views: Mapping[str, Row], config: DatasetConfig) -> str:
-    """Say what keeps the views of a scene from being used together; empty where nothing does."""
-    missing = [view for view in config.views if view not in views]
-    if missing:
-        return f"view missing: {', '.join(missing)}"
-    unusable = [view for view, row in views.items() if row["status"] != "ok"]
-    if unusable:
-        return f"view unusable: {', '.join(sorted(unusable))}"
-    facts = {(row["num_frames"], row["width"], row["height"], row["fps"]) for row in views.values()}
-    if len(facts) > 1:
-        listed = "; ".join(
-            f"{frames} frames of {width}x{height} at {fps:g}" for frames, width, height, fps in sorted(facts)
-        )
-        return f"views differ: {listed}"
-    return ""
-
-
-def _refuse(row: Row, reason: str) -> None:
-    row["reason"] = REASON_SEPARATOR.join(filter(None, (row["reason"], reason)))
-    row["status"] = "unusable"
 
 
 def held_out_draw(identifier: str) -> float:

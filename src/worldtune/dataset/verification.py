@@ -6,7 +6,7 @@ file that is still the same by these is not read again, as git does it.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import atomic_path, read_json, sha256_file
 from worldtune.common.progress import progress
-from worldtune.dataset.clips import read_rows
+from worldtune.dataset.advice import force_command
+from worldtune.dataset.clips import caption_path, read_rows
 from worldtune.formats.structured_caption import caption_text
 
 RECORD = "ledger/validate/verified.parquet"
@@ -82,6 +83,28 @@ def read_captions(paths: Iterable[Path]) -> dict[Path, tuple[str, str]]:
             continue
         texts[path] = (text, _caption_sha256(text, path.with_suffix(".json")))
     return texts
+
+
+def captions_of_rows(root: Path, rows: Sequence[Mapping[str, Any]], stage: str) -> list[str]:
+    """Return the text of each caption of a captions stage, which must be the one that the stage wrote.
+
+    What is made from a caption is known by the hash that the stage noted.
+
+    Args:
+        root: the dataset's folder.
+        rows: usable rows of the stage's manifest.
+        stage: the captions stage.
+
+    Raises:
+        WorldtuneError: a file is gone or was changed since.
+    """
+    paths = [caption_path(root, row["clip_id"]) for row in rows]
+    found = read_captions(paths)
+    for row, path in zip(rows, paths, strict=True):
+        if path not in found or found[path][1] != row["caption_sha256"]:
+            state = "is not what its stage wrote" if path in found else "cannot be read"
+            raise WorldtuneError(f"{path} {state}. Delete what is there, then: {force_command(root.name, stage)}.")
+    return [found[path][0] for path in paths]
 
 
 def _caption_sha256(text: str, facts_path: Path) -> str:

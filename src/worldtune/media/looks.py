@@ -25,6 +25,8 @@ STEP = 16
 """Brightness and motion are taken from every so manieth pixel of every so manieth row."""
 BLACK = 20
 """Brightest luma of a black frame: 16 in video range, and what an encoder adds to it."""
+PLAIN_SPREAD = BLACK - 16
+"""Largest difference of luma in a frame of one level, for the same reason."""
 
 
 def luma(frame: av.VideoFrame) -> NDArray[np.uint8]:
@@ -37,9 +39,11 @@ def luma(frame: av.VideoFrame) -> NDArray[np.uint8]:
     return frame.to_ndarray(format="gray")
 
 
-def is_black(frame: av.VideoFrame) -> bool:
-    """Return whether a decoded frame shows nothing but black."""
-    return int(luma(frame).max()) <= BLACK
+def is_plain(frame: av.VideoFrame) -> bool:
+    """Return whether a decoded frame shows nothing: it is black, or of one level of grey."""
+    pixels = luma(frame)
+    brightest = int(pixels.max())
+    return brightest <= BLACK or brightest - int(pixels.min()) <= PLAIN_SPREAD
 
 
 @functools.cache

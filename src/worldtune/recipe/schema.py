@@ -27,6 +27,7 @@ from worldtune.recipe.network import ControlNetworkConfig, NetworkConfig
 
 Affects = Literal["weights", "outcome", "report", "nothing"]
 ControlKindName = Literal["edge", "vis", "depth", "seg", "keypoint", "upscale", "hdmap", "lidar"]
+VisPresetName = Literal["none", "very_low", "low", "medium", "high", "very_high"]
 BlurName = Literal["bilateral", "gaussian", "guided", "median", "laplacian_of_gaussian", "anisotropic_diffusion"]
 
 VIDEO_SIZES_WH: dict[str, dict[str, tuple[int, int]]] = {
@@ -237,6 +238,9 @@ class VisControl(Section):
     """Largest number of times that blurred frames are scaled down."""
     downsize_before_blur: bool = False
     """Whether frames are scaled down before they are blurred, and up after, in the place of down and up after."""
+    evaluation_preset: VisPresetName = Field(default="medium", json_schema_extra=affects("outcome"))
+    """The fixed blur and loss of detail of held-out clips: in the held-out loss, previews and the report's samples. A
+    change holds for what is measured after it."""
 
 
 class SegControl(Section):

@@ -80,6 +80,7 @@ def draw_run(
         "weights": {name: sha256 for name, sha256 in provenance["files"].items() if name.startswith(WEIGHTS)},
         "dataset": provenance["dataset"],
         "num_given_frames": num_given_frames,
+        **({"vis_preset": recipe.control.vis.evaluation_preset} if "vis" in recipe.control.kinds else {}),
         **sampling.model_dump(mode="json"),
     }
     if _is_drawn(output_dir, note):

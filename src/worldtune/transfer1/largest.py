@@ -2,7 +2,7 @@
 
 import torch
 
-from worldtune.controls.vis import EVALUATION_PRESET, PRESETS, steps_left
+from worldtune.controls.vis import PRESETS, steps_left
 from worldtune.dataset.fitting import aspect_ratio
 from worldtune.recipe.schema import LATENT_CHANNELS, LATENT_PIXELS
 from worldtune.training.random import generator
@@ -12,6 +12,8 @@ from worldtune.transfer1.denoiser import DTYPES
 from worldtune.transfer1.hints import canvas_size, leaves_hint_to_device
 
 FPS = 24.0
+TYPICAL_BLUR = PRESETS["medium"]
+"""Of what training draws; what is left to the device takes about as long and as much memory."""
 
 
 def largest_batch(dataset: ClipDataset, device: torch.device) -> Batch:
@@ -42,7 +44,7 @@ def largest_batch(dataset: ClipDataset, device: torch.device) -> Batch:
         canvas_wh = canvas_size(aspect)
         canvas = (size, 3, frames[0], canvas_wh[1], canvas_wh[0])
         batch["vis_frames"] = torch.randint(256, canvas, generator=stream, dtype=torch.uint8)
-        steps = steps_left(canvas_wh, PRESETS[EVALUATION_PRESET]).to_array()
+        steps = steps_left(canvas_wh, TYPICAL_BLUR).to_array()
         batch["vis_steps"] = torch.from_numpy(steps).repeat(size, views, 1)
     if dataset.latents is None:
         batch["video"] = torch.randint(256, (size, 3, *frames), generator=stream, dtype=torch.uint8)
