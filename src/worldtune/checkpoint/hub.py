@@ -10,7 +10,6 @@ asks the hub what there is and drives the transfer itself, with one partial file
 """
 
 import contextlib
-import fcntl
 import fnmatch
 import logging
 import os
@@ -35,7 +34,7 @@ from huggingface_hub.errors import (
 from worldtune.checkpoint.catalogue import FILE_LIST, Repository, Request
 from worldtune.common.disk import ADVICE, disk_errors_named
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import digest, link_or_copy, read_json, sha256_file, write_json
+from worldtune.common.files import digest, exclusive, link_or_copy, read_json, sha256_file, write_json
 from worldtune.common.hub import Hub, RemoteFile, git_sha1, is_unsafe_name, transfer
 
 logger = logging.getLogger(__name__)
@@ -89,15 +88,6 @@ class Lock:
                 "folder": folder or (old["folder"] if old["commit"] == commit else {}),
             }
             write_json(self.path, content)
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock file; another process that wants it waits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def fetch(request: Request, checkpoints: Path, *, hub: Hub) -> Path:

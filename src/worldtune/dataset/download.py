@@ -254,5 +254,7 @@ def forget_failed(name: str, config: DatasetConfig, *, datasets: Path = Path("da
                 forgotten[shard] = forgotten.get(shard, 0) + 1
                 # Before the ledger forgets, so that an interruption in between loses no shard.
                 manifest_path(root, STAGE, shard).unlink(missing_ok=True)
-            ledger.forget(row["clip_id"] for row in failed)
+            # A row that names clips of an earlier file stays known, for the case that the file fails again.
+            ledger.start(*(row["clip_id"] for row in failed if row.get("clips")))
+            ledger.forget(row["clip_id"] for row in failed if not row.get("clips"))
     return dict(sorted(forgotten.items()))
