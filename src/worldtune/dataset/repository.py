@@ -25,11 +25,12 @@ from worldtune.common.hub import Hub, RemoteFile, git_sha1, is_unsafe_name, tran
 from worldtune.dataset.clips import VIDEO_SUFFIXES, clip_id, shard_of
 from worldtune.dataset.config import DatasetConfig, source_folder
 from worldtune.dataset.download import DOWNLOAD_FAILED, PARTS, check_success
-from worldtune.dataset.embedded import ParquetError, unpack, unpacked
+from worldtune.dataset.embedded import ParquetError, unpack
 from worldtune.dataset.fetched import COLUMNS, STAGE
 from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.manifest import manifest_path, write_manifest
 from worldtune.dataset.records import read_records
+from worldtune.dataset.replaced import remove_replaced, tell_of_unlisted
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
 VERSION = 1
@@ -281,7 +282,9 @@ def fetch_repository(
         tasks = [Task(clip_id=clip_id(job.file.name), inputs=_inputs(job), argument=job) for job in jobs]
         found = do_tasks(ledger, tasks, fetch_file, _died, label=f"{STAGE} {name} {shard}", processes=processes)
         # Only now: the ledger has the rows of the clips whose videos go.
-        _remove_replaced(source, found, {file.name for file in files})
+        listed = {file.name for file in files}
+        remove_replaced(source, found, listed)
+        tell_of_unlisted(source, ledger.rows(), listed)
         rows = [row for file in found for row in _rows(file)]
         check_success(name, shard, rows, config.min_success)
         write_manifest(path, rows, COLUMNS)
@@ -350,29 +353,6 @@ def _died(job: FetchJob) -> Outcome:
 def _refused(job: FetchJob, reason: str) -> Outcome:
     lost = [clip | {"num_bytes": None, "reason": reason} for clip in job.earlier] if job.file.holds_many else []
     return Outcome(row=_row(job, reason, lost))
-
-
-def _remove_replaced(source: Path, rows: list[dict[str, Any]], listed: set[str]) -> None:
-    """Remove videos of files that were refused, or hold fewer by now: no row says that they can be used.
-
-    Args:
-        source: the dataset's source folder.
-        rows: what the ledger has of the files.
-        listed: names of all files of the repository.
-    """
-    for row in rows:
-        name = row["source_key"]
-        if name.endswith(".parquet"):
-            keys = [key for key in unpacked(source, name.removesuffix(".parquet")) if key not in listed]
-        else:
-            keys = [name]
-        made = {clip["key"] for clip in row["clips"] if not clip["reason"]}
-        replaced = [source / key for key in keys if key not in made and (source / key).is_file()]
-        for path in replaced:
-            path.unlink()
-        if replaced:
-            why = row["reason"] or "the file holds other ones now"
-            logger.warning("%s: %d videos of an earlier state were removed: %s", name, len(replaced), why)
 
 
 def _row(job: FetchJob, reason: str, clips: list[dict[str, Any]]) -> dict[str, Any]:
