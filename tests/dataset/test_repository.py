@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import read_json
 from worldtune.common.hub import Hub
 from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
 from worldtune.dataset.captions import captions
@@ -436,6 +437,7 @@ def test_a_downloaded_video_that_is_cut_is_there_as_its_parts_alone(
     assert sorted((clip.source_key, clip.num_frames) for clip in dataset.clips) == [
         *(("a.mp4", 3), ("a.mp4", 3), ("b.mp4", 3), ("b.mp4", 3)),
     ]
+    assert read_json(tmp_path / "r/dataset.json")["source"] == {"repository": NAME, "commit": COMMIT}
     reasons = sorted((clip.source_key, clip.reason.partition(":")[0]) for clip in dataset.unusable)
     short = "short remainder"
     assert reasons == [("a.mp4", short), ("b.mp4", short), ("lost.mp4", "download failed")]

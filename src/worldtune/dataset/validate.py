@@ -49,6 +49,7 @@ from worldtune.dataset.ingest import COLUMNS as INGEST_COLUMNS
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, write_manifest
+from worldtune.dataset.origin import read_origin
 from worldtune.dataset.reasons import REASON_SEPARATOR
 from worldtune.dataset.remarks import dataset_remarks, reasons_in_words, summary_line
 from worldtune.dataset.spans import COLUMNS as CUT_COLUMNS
@@ -173,6 +174,8 @@ def conclude(found: Validation) -> Path:
     }
     if config.views:
         summary["views"] = list(config.views)
+    if origin := read_origin(found.source, config):
+        summary["source"] = origin
     if found.caption_makers:
         summary["captions_made_by"] = found.caption_makers
     write_json(root / "dataset.json", summary)
