@@ -22,10 +22,12 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
 from worldtune.controls.keypoint import draw_skeletons
 from worldtune.controls.seg import paint, read_masks
+from worldtune.dataset.caption_text import read_caption
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.download import listed_clips
-from worldtune.dataset.listing import SourceClip, list_dataset, read_caption
+from worldtune.dataset.listing import list_dataset
 from worldtune.dataset.manifest import CLIP_COLUMNS, read_manifest, write_manifest
+from worldtune.dataset.source_clips import SourceClip
 from worldtune.dataset.text import SAFETENSORS_KEY, read_t5
 from worldtune.formats.rle import encode_clip_mask
 from worldtune.media.video import check_video, iterate_frames, probe, read_frames, write_video

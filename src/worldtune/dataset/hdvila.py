@@ -65,9 +65,7 @@ def recorded_commit(source: Path) -> str | None:
     record = read_json(path)
     commit = record.get("commit") if isinstance(record, dict) else None
     if not isinstance(commit, str) or not COMMIT_PATTERN.fullmatch(commit):
-        raise WorldtuneError(
-            f"{path} names no commit (40 hexadecimal digits). Delete it and fetch them again."
-        )
+        raise WorldtuneError(f"{path} names no commit (40 hexadecimal digits). Delete it and fetch them again.")
     return commit
 
 
