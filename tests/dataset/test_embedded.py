@@ -1,5 +1,6 @@
 """Videos out of parquet files: what memory it takes. What they become is tested with their repositories."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ NUM_VIDEOS = 16
 VIDEO_BYTES = 2**20
 
 
-def write(path: Path, **options: object) -> list[bytes]:
+def write(path: Path, num_videos: int = NUM_VIDEOS, **options: object) -> list[bytes]:
     """One row group of videos of a megabyte, in as many pages as the options make."""
     rng = np.random.default_rng(0)
-    videos = [rng.bytes(VIDEO_BYTES) for _ in range(NUM_VIDEOS)]
+    videos = [rng.bytes(VIDEO_BYTES) for _ in range(num_videos)]
     pq.write_table(pa.table({"video": pa.array(videos, pa.binary())}), path, **options)
     assert pq.ParquetFile(path).metadata.num_row_groups == 1
     return videos
@@ -36,6 +37,19 @@ def test_a_row_group_is_never_whole_in_memory(tmp_path: Path, options: dict[str,
     assert [(tmp_path / "out" / row["key"]).read_bytes() for row in rows] == videos
     # A reader that prefetches, as is PyArrow's habit, holds the 16 MiB of the group.
     assert counted.max_memory() < 7 * VIDEO_BYTES
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def test_memory_of_a_large_page_is_given_back(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", 96)
+    pa.default_memory_pool().release_unused()
+    before = resident_bytes()
+    assert len(list(unpack(tmp_path / "a.parquet", tmp_path / "out", "a", "text"))) == 96
+    assert resident_bytes() - before < 48 * VIDEO_BYTES
 
 
 def test_a_page_that_fills_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,9 @@ def unpack(path: Path, folder: Path, stem: str, caption_column: str) -> Iterator
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ParquetError(" ".join(str(error).split())) from error
+    finally:
+        # Its allocator would keep the memory of the largest page in each process that ever read one.
+        pa.default_memory_pool().release_unused()
 
 
 def unpacked(folder: Path, stem: str) -> list[str]:
