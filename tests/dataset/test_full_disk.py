@@ -136,6 +136,7 @@ def test_metadata_on_a_full_disk_is_no_matter_of_the_network(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(hdvila, "hf_hub_download", download)
+    monkeypatch.setattr(hdvila, "HfApi", download)
     target = tmp_path / "metadata.jsonl"
     assert error_of(lambda: hdvila.fetch_metadata(target)).startswith(f"error: {target}: {FULL}")
     assert list(tmp_path.iterdir()) == []

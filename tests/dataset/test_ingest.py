@@ -156,6 +156,25 @@ def test_variable_rate_becomes_constant(source):
     assert row["fps"] == pytest.approx(row["source_fps"], rel=0.01)
 
 
+def test_frames_that_are_larger_than_their_header_says_are_not_decoded(source, monkeypatch):
+    source.folder.mkdir()
+    frames = b""
+    for size in ("64x48", "128x96"):
+        ffmpeg("-f", "lavfi", "-i", f"testsrc=s={size}:d=0.5:r=24", "-f", "mjpeg", source.folder / "part")
+        frames += (source.folder / "part").read_bytes()
+    (source.folder / "part").write_bytes(frames)
+    ffmpeg("-f", "mjpeg", "-r", 24, "-i", source.folder / "part", "-c", "copy", source.folder / "grows.avi")
+    (source.folder / "list.csv").write_text("video,caption,start_s,end_s\ngrows.avi,A test card.,0,0.9\n")
+    source.options = {"captions": str(source.folder / "list.csv")}
+    [row] = read_manifest(source.ingest(), COLUMNS)
+    assert (row["status"], row["width"]) == ("ok", 64)
+    for module in ("media.video", "dataset.ingest"):
+        monkeypatch.setattr(f"worldtune.{module}.MAX_PIXELS", 64 * 48)
+    (source.folder / "grows.avi").touch()
+    [row] = read_manifest(source.ingest(), COLUMNS)
+    assert row["reason"].startswith("unreadable video: grows.avi cannot be made into a clip")
+
+
 def test_turned_and_stretched_pictures_are_put_right(source):
     path = source.add("a.mp4")
     ffmpeg("-display_rotation", "90", "-i", path, "-c", "copy", path.with_name("turned.mp4"))

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from worldtune.common.errors import WorldtuneError
+from worldtune.common.files import read_json
 from worldtune.common.hub import Hub
 from worldtune.dataset.captions import COLUMNS as CAPTION_COLUMNS
 from worldtune.dataset.captions import captions
@@ -280,6 +281,76 @@ def test_videos_in_parquet_files(tmp_path: Path, repository: Repository, videos:
     assert sum(row["status"] == "ok" for row in made) == 3
 
 
+def statuses(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {key: row["status"] for key, row in rows.items()}
+
+
+def another_commit(datasets: Path, repository: Repository, **files: bytes) -> dict[str, dict[str, Any]]:
+    """Change parquet files, which the server keeps under the same commit, and fetch them."""
+    repository.files |= {f"data/{name}.parquet": content for name, content in files.items()}
+    return list_and_fetch(datasets, repository, caption_column="text")
+
+
+def test_clips_of_a_file_that_is_broken_at_another_commit_keep_rows(
+    tmp_path: Path, repository: Repository, videos: list[bytes]
+) -> None:
+    good = embedded([*videos[:3]], ["One.", "Two.", "Three."])
+    keys = ["data/a/000000.mp4", "data/a/000001.webm", "data/a/000002.mp4"]
+    assert statuses(another_commit(tmp_path, repository, a=good)) == dict.fromkeys(keys, "ok")
+    clips = read_manifest(ingest("r", config(), "0000", datasets=tmp_path), INGEST_COLUMNS)
+    assert len(list((tmp_path / "r/videos").iterdir())) == 3
+    # Two videos come before the damage, which is inside a page of the second row group, its header whole.
+    group = pq.ParquetFile(io.BytesIO(good)).metadata.row_group(1)
+    [chunk] = [group.column(n) for n in range(group.num_columns) if group.column(n).path_in_schema == "text"]
+    end = min(chunk.data_page_offset, chunk.dictionary_page_offset or 0) + chunk.total_compressed_size
+    torn = good[: end - 3] + b"\xff" * 3 + good[end:]
+    for broken in (torn, b"PAR1 and no more"):
+        found = another_commit(tmp_path, repository, a=broken)
+        assert statuses(found) == dict.fromkeys(keys, "unusable")
+        assert {row["reason"].partition(":")[0] for row in found.values()} == {"unreadable parquet file"}
+        assert [found[key]["caption"] for key in keys] == ["One.", "Two.", "Three."]
+        assert not [path for path in (tmp_path / "r/source/data").rglob("*") if path.is_file()]
+    now = read_manifest(ingest("r", config(), "0000", datasets=tmp_path), INGEST_COLUMNS)
+    assert [row["clip_id"] for row in now] == [row["clip_id"] for row in clips]
+    assert {row["status"] for row in now} == {"unusable"}
+    assert not list((tmp_path / "r/videos").iterdir())
+    fewer = embedded(videos[3:4], ["Four."])
+    assert statuses(another_commit(tmp_path, repository, a=good)) == dict.fromkeys(keys, "ok")
+    assert statuses(another_commit(tmp_path, repository, a=fewer)) == {keys[0]: "ok"}
+    assert [path.name for path in (tmp_path / "r/source/data/a").iterdir()] == ["000000.mp4"]
+
+
+def test_clips_of_a_file_that_another_commit_does_not_give_keep_rows_over_retries(
+    tmp_path: Path, repository: Repository, videos: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ["data/a/000000.mp4", "data/a/000001.webm"]
+    repository.files["b.mp4"] = videos[2]
+    another_commit(tmp_path, repository, a=embedded(videos[:2], ["One.", "Two."]))
+    repository.gone = {"data/a.parquet", "b.mp4"}
+    repository.files["b.mp4"] = videos[3]
+    for _ in range(2):
+        found = another_commit(tmp_path, repository, a=embedded(videos[2:4], ["Three.", "Four."]))
+        assert statuses(found) == dict.fromkeys([*keys, "b.mp4"], "unusable")
+        assert not [path for path in (tmp_path / "r/source").rglob("*") if path.suffix in (".mp4", ".webm")]
+        failed = {row["clip_id"] for row in found.values()}
+        assert forget_failed("r", config(), datasets=tmp_path) == {"fetch_videos": {"0000": failed}}
+    assert "data/a.parquet: 2 videos of an earlier commit were removed: download failed" in caplog.text
+    repository.gone = set()
+    assert statuses(another_commit(tmp_path, repository)) == dict.fromkeys([*keys, "b.mp4"], "ok")
+    del repository.files["data/a.parquet"]
+    assert statuses(another_commit(tmp_path, repository)) == {"b.mp4": "ok"}
+    assert "1 files are not in the list of the repository any more" in caplog.text
+
+
+def test_a_file_that_cannot_be_read_in_bounded_memory_is_refused_unread(
+    tmp_path: Path, repository: Repository, videos: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worldtune.dataset.embedded.MAX_BYTES_TO_READ", 2000)
+    found = another_commit(tmp_path, repository, a=embedded(videos[:2], ["One.", "Two."]))
+    assert found["data/a.parquet"]["reason"].startswith("unreadable parquet file: its pages are so large")
+    assert not (tmp_path / "r/source/data").exists()
+
+
 def test_an_interrupted_download_goes_on(
     tmp_path: Path, repository: Repository, videos: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +440,7 @@ def test_a_downloaded_video_that_is_cut_is_there_as_its_parts_alone(
     assert sorted((clip.source_key, clip.num_frames) for clip in dataset.clips) == [
         *(("a.mp4", 3), ("a.mp4", 3), ("b.mp4", 3), ("b.mp4", 3)),
     ]
+    assert read_json(tmp_path / "r/dataset.json")["source"] == {"repository": NAME, "commit": COMMIT}
     reasons = sorted((clip.source_key, clip.reason.partition(":")[0]) for clip in dataset.unusable)
     short = "short remainder"
     assert reasons == [("a.mp4", short), ("b.mp4", short), ("lost.mp4", "not in the repository")]

@@ -22,10 +22,13 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import read_json
 from worldtune.controls.keypoint import draw_skeletons
 from worldtune.controls.seg import paint, read_masks
+from worldtune.dataset.caption_text import read_caption
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.download import listed_clips
-from worldtune.dataset.listing import SourceClip, list_dataset, read_caption
+from worldtune.dataset.embedded import ParquetError, unpack
+from worldtune.dataset.listing import list_dataset
 from worldtune.dataset.manifest import CLIP_COLUMNS, read_manifest, write_manifest
+from worldtune.dataset.source_clips import SourceClip
 from worldtune.dataset.text import SAFETENSORS_KEY, read_t5
 from worldtune.formats.rle import encode_clip_mask
 from worldtune.media.video import check_video, iterate_frames, probe, read_frames, write_video
@@ -170,6 +173,24 @@ def _caption_parquet() -> list[bytes]:
     return [_written(".parquet", lambda path: pq.write_table(pa.table(rows), path))]
 
 
+def _embedded_videos() -> list[bytes]:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    videos = pa.array([{"bytes": bytes(40), "path": "a.webm"}, {"bytes": b"x" * 30, "path": None}, None], kind)
+    table = pa.table({"video": videos, "caption": ["A dog.", None, "A cat."]})
+    return [
+        _written(".parquet", lambda path: pq.write_table(table, path, row_group_size=2)),
+        _written(".parquet", lambda path: pq.write_table(table, path, use_dictionary=False, data_page_version="2.0")),
+    ]
+
+
+def _unpack(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            list(unpack(path, Path(folder), "file", "caption"))
+        except ParquetError as error:
+            raise WorldtuneError(f"{path}: {error}") from error
+
+
 def _read_caption_list(path: Path) -> None:
     options = {"kind": "folder", "path": str(path.parent), "captions": str(path), "num_shards": 1}
     list_dataset.cache_clear()
@@ -281,6 +302,13 @@ FORMATS = {
         Format(name="caption_jsonl", suffix=".jsonl", make=_caption_list, read=_read_caption_list, tokens=JSON_TOKENS),
         Format(name="caption_csv", suffix=".csv", make=_caption_csv, read=_read_caption_list, tokens=JSON_TOKENS),
         Format(name="caption_parquet", suffix=".parquet", make=_caption_parquet, read=_read_caption_list),
+        Format(
+            name="embedded_videos",
+            suffix=".parquet",
+            make=_embedded_videos,
+            read=_unpack,
+            tokens=(b"PAR1", b"ARROW:schema", b"bytes", b"\x15\x00", b"\x15\xff\xff\xff\xff\x0f", b"\x18\xff\x7f"),
+        ),
         Format(name="caption_json", suffix=".json", make=_caption_json, read=_read_caption_json, tokens=JSON_TOKENS),
         Format(
             name="hdvila_jsonl",

@@ -12,6 +12,7 @@ from worldtune.dataset.parameters import STAGE_MODULES
 CONTROLS = Path(__file__).parents[2] / "src/worldtune/controls"
 PINNED = Path(__file__).with_name("stage_versions.json")
 CONTROL_MODULES = sorted(path.stem for path in CONTROLS.glob("[a-z]*.py"))
+LISTING = [f"dataset/{name}.py" for name in ("listing", "source_clips", "folder_listing", "caption_list")]
 STAGES = {
     "render_synthetic": [
         "demo/write.py",
@@ -34,13 +35,17 @@ STAGES = {
         "demo/text_encoder.py",
     ],
     "make_demo_driving_checkpoints": ["demo/driving_checkpoints.py"],
-    "list_repository": ["dataset/repository.py", "dataset/embedded.py", "dataset/records.py", "common/hub.py"],
+    "list_repository": [
+        *("dataset/repository.py", "dataset/embedded.py", "dataset/replaced.py", "dataset/records.py"),
+        *("common/hub.py", "formats/parquet_pages.py"),
+    ],
     "fetch_videos": ["dataset/download.py"],
-    "cuts": ["dataset/cuts.py", "dataset/listing.py", "media/scene_changes.py", "media/video.py"],
-    "ingest": ["dataset/ingest.py", "dataset/listing.py", "dataset/records.py", "media/looks.py", "media/video.py"],
-    "captions": ["dataset/captions.py", "dataset/listing.py"],
+    "cuts": ["dataset/cuts.py", *LISTING, "media/scene_changes.py", "media/video.py"],
+    "ingest": ["dataset/ingest.py", *LISTING, "dataset/records.py", "media/looks.py", "media/video.py"],
+    "captions": ["dataset/captions.py", *LISTING, "dataset/caption_text.py"],
     "make_captions": [
-        *("dataset/make_captions.py", "dataset/captioner.py", "dataset/captions.py", "dataset/listing.py"),
+        *("dataset/make_captions.py", "dataset/captioner.py", "dataset/captions.py", "dataset/caption_text.py"),
+        *LISTING,
         *("annotate/answers.py", "annotate/chat_server.py", "annotate/vision_language.py"),
         "formats/structured_caption.py",
     ],

@@ -6,11 +6,13 @@ from typing import Any
 import pyarrow as pa
 
 from worldtune.common.files import write_json, write_text
+from worldtune.dataset.caption_text import CaptionText, read_caption
 from worldtune.dataset.clips import caption_path, clip_id
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.ledger import open_ledger
-from worldtune.dataset.listing import CaptionText, Listing, SourceClip, list_source, read_caption
+from worldtune.dataset.listing import Listing, list_source
 from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, retire_manifests, write_manifest
+from worldtune.dataset.source_clips import SourceClip
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
 VERSION = 1

@@ -16,8 +16,9 @@ from worldtune.common.errors import WorldtuneError
 from worldtune.dataset.clips import clip_id
 from worldtune.dataset.config import CutConfig, DatasetConfig
 from worldtune.dataset.ledger import open_ledger
-from worldtune.dataset.listing import SourceClip, list_uncut_source
+from worldtune.dataset.listing import list_uncut_source
 from worldtune.dataset.manifest import manifest_path, write_manifest
+from worldtune.dataset.source_clips import SourceClip
 from worldtune.dataset.spans import COLUMNS, STAGE
 from worldtune.dataset.work import Outcome, Task, do_tasks
 from worldtune.media.scene_changes import SceneChanges, find_scene_changes

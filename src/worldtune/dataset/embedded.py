@@ -1,6 +1,8 @@
 """Parquet files that hold videos as bytes, as the `datasets` library writes them."""
 
+import os
 import posixpath
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,14 @@ import pyarrow.parquet as pq
 
 from worldtune.common.files import atomic_path
 from worldtune.dataset.clips import VIDEO_SUFFIXES
+from worldtune.formats.parquet_pages import bytes_to_read
 
 VIDEO_COLUMN = "video"
-ROWS_AT_ONCE = 8
-"""Videos that are in memory at once."""
+UNPACKED_NAME = re.compile(rf"\d{{6,}}({'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))})")
+READ_BUFFER_BYTES = 1 << 20
+"""What is read of the file at once. Without it the reader begins with a whole row group."""
+MAX_BYTES_TO_READ = 3 * 2**30
+"""Memory that the reader of a file may take; rules/dataset.smk gives the job as much, since it reads one at a time."""
 
 
 class ParquetError(Exception):
@@ -21,7 +27,9 @@ class ParquetError(Exception):
 
 
 def unpack(path: Path, folder: Path, stem: str, caption_column: str) -> Iterator[dict[str, Any]]:
-    """Write the videos of a parquet file below `folder`, and yield what each row gives.
+    """Write the videos of a parquet file below `folder` one by one, and yield what each row gives.
+
+    Memory holds the file's largest pages, not its row groups; a file with too large pages is refused unread.
 
     Args:
         path: the parquet file. Its videos are bytes, or structs of bytes and a path, whose suffix is kept.
@@ -33,26 +41,46 @@ def unpack(path: Path, folder: Path, stem: str, caption_column: str) -> Iterator
         {"key": path below `folder`, "caption": text or None, "num_bytes", "reason": why there is no video, or ""}.
 
     Raises:
-        ParquetError: it is damaged, has no rows, or no column of videos.
+        ParquetError: it is damaged, has no rows, no column of videos, or pages that are too large.
         OSError: the disk is full or cannot be read or written.
     """
     try:
-        with pq.ParquetFile(path) as table:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BUFFER_BYTES) as table:
             column = _video_column(table.schema_arrow)
             has_caption = caption_column in table.schema_arrow.names
             columns = [column, *([caption_column] if has_caption else [])]
             if not table.metadata.num_rows:
                 raise ParquetError("it has no rows")
-            number = 0
-            for batch in table.iter_batches(ROWS_AT_ONCE, columns=columns):
-                for record in batch.to_pylist():
-                    yield _write(folder, f"{stem}/{number:06d}", record[column], record.get(caption_column))
-                    number += 1
+            _check_memory(bytes_to_read(path, table.metadata, columns))
+            for number, batch in enumerate(table.iter_batches(1, columns=columns)):
+                [record] = batch.to_pylist()
+                yield _write(folder, f"{stem}/{number:06d}", record[column], record.get(caption_column))
     except (pa.ArrowException, ValueError, OSError) as error:
         # Arrow tells of damaged pages by an OSError without a number; those of the disk have one.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ParquetError(" ".join(str(error).split())) from error
+    finally:
+        # Its allocator would keep the memory of the largest page in each process that ever read one.
+        pa.default_memory_pool().release_unused()
+
+
+def unpacked(folder: Path, stem: str) -> list[str]:
+    """Return the paths below `folder` of the videos that are there out of parquet files of this name, sorted."""
+    try:
+        names = sorted(os.listdir(folder / stem))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [f"{stem}/{name}" for name in names if UNPACKED_NAME.fullmatch(name)]
+
+
+def _check_memory(needed: int) -> None:
+    if needed > MAX_BYTES_TO_READ:
+        raise ParquetError(
+            f"its pages are so large that reading them takes {needed / 2**30:.1f} GB of memory, more than the "
+            f"{MAX_BYTES_TO_READ / 2**30:g} GB that there are. Write the table with fewer rows a row group (the "
+            "`datasets` library does so by itself; with PyArrow: row_group_size), and put it into a repository of yours"
+        )
 
 
 def _write(folder: Path, stem: str, video: Any, caption: Any) -> dict[str, Any]:

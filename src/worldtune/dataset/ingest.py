@@ -26,6 +26,7 @@ from worldtune.dataset.manifest import CLIP_COLUMNS, manifest_path, write_manife
 from worldtune.dataset.work import Outcome, Task, do_tasks
 from worldtune.media.looks import Looks
 from worldtune.media.video import (
+    MAX_PIXELS,
     OPEN_OPTIONS,
     X264_REPRODUCIBLE,
     VideoError,
@@ -293,7 +294,9 @@ def _run_ffmpeg(path: Path, target: Path, options: tuple[list[str], list[str]]) 
     before, after = options
     # A path that begins with a protocol's name would be taken for one.
     files = ["-i", f"file:{path}"], [f"file:{target}"]
-    command = [ffmpeg_executable(), "-nostdin", "-v", "error", "-xerror", "-y", *INPUT_LIMITS, *before, *files[0]]
+    # Frames may be larger than the header says; the readers here have the same limit.
+    limits = [*INPUT_LIMITS, "-max_pixels", str(MAX_PIXELS)]
+    command = [ffmpeg_executable(), "-nostdin", "-v", "error", "-xerror", "-y", *limits, *before, *files[0]]
     done = subprocess.run([*command, *after, *files[1]], capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         number = disk_error_in_words(done.stderr)

@@ -122,12 +122,13 @@ class Ledger:
         self.root = root
         self.path = ledger_path(root, stage, shard)
         self._records: dict[str, Record] = {}
+        self._last_rows: dict[str, dict[str, Any]] = {}
         self._are_grouped = False
         self._waiting: list[Record] = []
         self._written_s = 0.0
         if self.path.exists():
             for record in _read(self.path):
-                self._records[record["clip_id"]] = record
+                self._remember(record)
 
     def adopt(self, clip_ids: Iterable[str]) -> None:
         """Take over what the other ledgers of the stage know of these clips and this one does not.
@@ -139,7 +140,12 @@ class Ledger:
         for path in sorted(self.path.parent.glob("*.jsonl")):
             if path == self.path:
                 continue
-            last = {record["clip_id"]: record for record in _read(path, wanted) if record["clip_id"] in wanted}
+            last = {}
+            for record in _read(path, wanted):
+                if record["clip_id"] in wanted:
+                    last[record["clip_id"]] = record
+                    if "row" in record and record["clip_id"] not in self._records:
+                        self._last_rows[record["clip_id"]] = record["row"]
             for clip_id, record in last.items():
                 latest[clip_id] = _later(latest[clip_id], record) if clip_id in latest else record
         self._append(*(record for clip_id, record in latest.items() if record != self._records.get(clip_id)))
@@ -206,13 +212,24 @@ class Ledger:
         """Return the present rows of all finished clips, by clip id."""
         return {clip_id: record["row"] for clip_id, record in self._records.items() if "row" in record}
 
+    def last_row(self, clip_id: str) -> dict[str, Any] | None:
+        """Return what the last finished work on a clip gave, also where it has to be done again; None for no work."""
+        return self._last_rows.get(clip_id)
+
     def forget(self, clip_ids: Iterable[str]) -> None:
         """Remove all that is known of some clips; the ledger is written anew, whole or not at all."""
         doomed = set(clip_ids) & self._records.keys()
         if doomed:
             kept = [record for record in _read(self.path) if record["clip_id"] not in doomed]
             write_text(self.path, "".join(canonical_json(record) + "\n" for record in kept))
-            self._records = {record["clip_id"]: record for record in kept}
+            self._records, self._last_rows = {}, {}
+            for record in kept:
+                self._remember(record)
+
+    def _remember(self, record: Record) -> None:
+        self._records[record["clip_id"]] = record
+        if "row" in record:
+            self._last_rows[record["clip_id"]] = record["row"]
 
     def _turn(self, clip_id: str) -> int:
         return int(self._records.get(clip_id, {}).get("turn", 0))
@@ -231,4 +248,5 @@ class Ledger:
             file.write("".join(canonical_json(record) + "\n" for record in records).encode())
             file.flush()
             os.fsync(file.fileno())
-        self._records.update((record["clip_id"], record) for record in records)
+        for record in records:
+            self._remember(record)

@@ -5,23 +5,16 @@ caption or one added file starts one job again. Nothing is decoded here.
 """
 
 import functools
-import hashlib
-import json
-import math
-import os
-import posixpath
-import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.words import shown
+from worldtune.dataset.caption_text import read_caption
 from worldtune.dataset.clips import (
     COMPUTED_CONTROLS,
     CONTROL_SUFFIXES,
-    VIDEO_SUFFIXES,
     scene_key,
     shard_names,
     shard_of,
@@ -30,57 +23,18 @@ from worldtune.dataset.clips import (
 from worldtune.dataset.config import DatasetConfig, missing_folder, source_folder
 from worldtune.dataset.download import METADATA, listed_clips
 from worldtune.dataset.fetched import read_fetched
-from worldtune.dataset.layout import META_FOLDER, Layout, ViewText, caption_stems, given_key, given_path, text_parts
-from worldtune.dataset.prompts import PROMPTS_SUFFIX, find_prompts, possible_shards, prompts_key
-from worldtune.dataset.records import read_records
+from worldtune.dataset.folder_listing import check_name, list_folder
+from worldtune.dataset.layout import Layout, ViewText, given_key, given_path, text_parts
+from worldtune.dataset.prompts import find_prompts, possible_shards, prompts_key
 from worldtune.dataset.scenes import scene_names
+from worldtune.dataset.source_clips import SourceClip, size_and_time
 from worldtune.dataset.spans import read_spans
-
-CAPTION_SUFFIXES = (".txt", ".json")
-"""Suffixes of a caption beside its video; the first that is there is taken."""
-MAX_CAPTION_BYTES = 1 << 20
-LIST_COLUMNS = frozenset({"video", "caption", "start_s", "end_s"})
 
 VideoRow = list[Any]
 """[key, size, mtime_ns, start_s, end_s]; size and time are None where there is no file yet, or none at all. Where the
 video's place alone makes it unusable, the reason follows."""
 CaptionRow = list[Any]
 """[key, start_s, end_s, sha256 of the caption, or None where there is none]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionText:
-    """What was read as a caption."""
-
-    text: str | None
-    """The caption without the white space around it, its lines ended by \\n; None where it cannot be read."""
-    problem: str = ""
-    """Why it cannot be read."""
-    content_sha256: str
-    """SHA-256 of the text, or of the file's bytes where those are no text."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceClip:
-    """One clip of the source, or a caption that has no video."""
-
-    key: str
-    """Path of the video below the source folder, or of the caption where that is alone."""
-    start_s: float | None = None
-    end_s: float | None = None
-    size: int | None = None
-    mtime_ns: int | None = None
-    caption: str | None = None
-    """The caption where a list or the clip's view gives it."""
-    caption_key: str | None = None
-    """The file beside the video that holds the caption."""
-    problem: str = ""
-    """Why the clip cannot be used whatever is in its files."""
-
-    @property
-    def has_video(self) -> bool:
-        """Whether the key names a video, there or not."""
-        return self.key != self.caption_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +99,7 @@ class Listing:
         """
         keys = {prompts_key(clip.key) for clip in self.clips(shard) if clip.has_video}
         keys |= {key for key, shards in self._prompts_of_unknown.items() if shard in shards}
-        rows = [[key, *_size_and_time(_status(self.source / key))] for key in sorted(keys)]
+        rows = [[key, *size_and_time(self.source / key)] for key in sorted(keys)]
         return [row for row in rows if row[1] is not None]
 
     @functools.cached_property
@@ -155,7 +109,7 @@ class Listing:
             return {}
         found = {key: possible_shards(key, len(self.shards)) for key in find_prompts(self.source)}
         for key in found:
-            _check_name(self.source, key)
+            check_name(self.source, key)
         return found
 
     def texts(self, shard: str, views: Mapping[str, str], view_text: ViewText) -> list[list[VideoRow]]:
@@ -180,7 +134,7 @@ class Listing:
         return rows
 
     def _file(self, key: str) -> VideoRow:
-        return [key, *_size_and_time(_status(given_path(self.source, key)))]
+        return [key, *size_and_time(given_path(self.source, key))]
 
 
 def shard_range(num_shards: int) -> str:
@@ -205,7 +159,7 @@ def list_dataset(name: str, config: DatasetConfig, datasets: Path = Path("datase
     """
     source = source_folder(name, config, datasets)
     if config.kind == "folder":
-        clips = _list_folder(source, Path(config.captions) if config.captions else None, config.layout)
+        clips = list_folder(source, Path(config.captions) if config.captions else None, config.layout)
     elif config.kind == "synthetic":
         stems = scene_names(config.num_clips or 0)
         if config.views:
@@ -294,7 +248,7 @@ def _list_fetched(name: str, config: DatasetConfig, datasets: Path) -> Listing:
         clips = []
         for row in read_fetched(datasets / name, shard):
             key, caption = row["source_key"], row["caption"]
-            size, mtime_ns = _size_and_time(_status(source / key))
+            size, mtime_ns = size_and_time(source / key)
             clips.append(SourceClip(key=key, size=size, mtime_ns=mtime_ns, caption=caption, problem=row["reason"]))
         return tuple(sorted(clips, key=lambda clip: clip.key))
 
@@ -306,7 +260,7 @@ def _list_downloads(source: Path, config: DatasetConfig) -> Listing:
     """Return the clips that the metadata name; a video that could not be downloaded has no file."""
     shards: dict[str, list[SourceClip]] = {shard: [] for shard in shard_names(config.num_shards)}
     for clip in sorted(listed_clips(source / METADATA, config.max_clips or 0), key=lambda clip: clip.key):
-        size, mtime_ns = _size_and_time(_status(source / clip.key))
+        size, mtime_ns = size_and_time(source / clip.key)
         shards[shard_of(clip.key, config.num_shards)].append(
             SourceClip(
                 key=clip.key,
@@ -318,173 +272,3 @@ def _list_downloads(source: Path, config: DatasetConfig) -> Listing:
             )
         )
     return Listing(source=source, shards={shard: tuple(clips) for shard, clips in shards.items()}, from_config=True)
-
-
-def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield the files below a folder with their keys; links to folders are followed, but none twice."""
-    status = os.stat(folder)
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
-    folders = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                if entry.name not in CONTROL_SUFFIXES:
-                    folders.append(entry.name)
-            else:
-                yield prefix + entry.name, entry
-    for name in sorted(folders):
-        yield from _walk(os.path.join(folder, name), f"{prefix}{name}/", seen)
-
-
-def _walk_source(source: Path, layout: Layout) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    yield from _walk(str(source), "", set())
-    captions = given_path(source, f"../{META_FOLDER}")
-    if layout == "original" and captions.is_dir():
-        yield from _walk(str(captions), f"../{META_FOLDER}/", set())
-
-
-def _list_folder(source: Path, caption_list: Path | None, layout: Layout) -> list[SourceClip]:
-    if not source.is_dir():
-        return []
-    videos: dict[str, tuple[int | None, int | None]] = {}
-    captions: set[str] = set()
-    for key, entry in _walk_source(source, layout):
-        suffix = posixpath.splitext(key)[1].lower()
-        if suffix in VIDEO_SUFFIXES:
-            videos[key] = _size_and_time(_status(entry))
-        elif suffix in CAPTION_SUFFIXES:
-            captions.add(key)
-        else:
-            continue
-        _check_name(source, key)
-    clips = []
-    listed = _read_list(source, caption_list) if caption_list else []
-    for clip in listed:
-        size, mtime_ns = videos.get(clip.key, (None, None))
-        clips.append(SourceClip(**{**vars(clip), "size": size, "mtime_ns": mtime_ns}))
-    in_list = {clip.key for clip in listed}
-    stems = {stem for key in (*videos, *in_list) for stem in caption_stems(key, layout)}
-    for key, (size, mtime_ns) in videos.items():
-        if key not in in_list:
-            candidates = (stem + suffix for stem in caption_stems(key, layout) for suffix in CAPTION_SUFFIXES)
-            beside = next((candidate for candidate in candidates if candidate in captions), None)
-            clips.append(SourceClip(key=key, size=size, mtime_ns=mtime_ns, caption_key=beside))
-    video_stems = {posixpath.splitext(key)[0] for key in (*videos, *in_list)}
-    ours = None if caption_list is None else os.path.abspath(caption_list)
-    for key in captions:
-        prompts = key.endswith(PROMPTS_SUFFIX) and key.removesuffix(PROMPTS_SUFFIX) in video_stems
-        is_list = str(given_path(source.absolute(), key)) == ours
-        if posixpath.splitext(key)[0] not in stems and not prompts and not is_list:
-            clips.append(SourceClip(key=key, caption_key=key))
-    return clips
-
-
-def _status(file: Path | os.DirEntry[str]) -> os.stat_result | None:
-    try:
-        return file.stat()
-    except OSError:
-        # A link to nothing: the job that reads the file will say so.
-        return None
-
-
-def _size_and_time(status: os.stat_result | None) -> tuple[int | None, int | None]:
-    if status is None or not stat.S_ISREG(status.st_mode):
-        return None, None
-    return status.st_size, status.st_mtime_ns
-
-
-def _check_name(source: Path, key: str) -> None:
-    try:
-        key.encode()
-    except UnicodeEncodeError as error:
-        raise WorldtuneError(f"{source} has a file whose name is no UTF-8: {key!a}. Rename it.") from error
-
-
-def read_caption(source: Path, clip: SourceClip) -> CaptionText | None:
-    """Return the caption of a clip, from the list or from the file beside its video; None where there is neither."""
-    if clip.caption is not None:
-        return _caption_text(clip.caption)
-    if clip.caption_key is None:
-        return None
-    path = given_path(source, clip.caption_key)
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_CAPTION_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        return CaptionText(text=None, problem=f"caption unreadable: {error.strerror}", content_sha256="unreadable")
-    try:
-        if len(data) > MAX_CAPTION_BYTES:
-            raise ValueError(f"it is larger than {MAX_CAPTION_BYTES} bytes")
-        text = data.decode("utf-8-sig")
-        if clip.caption_key.endswith(".json"):
-            record = json.loads(text)
-            if not isinstance(record, dict) or not isinstance(record.get("caption"), str):
-                raise ValueError('it has no text "caption"')
-            text = record["caption"]
-        return _caption_text(text)
-    # RecursionError: JSON may be nested without end.
-    except (ValueError, RecursionError) as error:
-        problem = "it is no UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        return CaptionText(
-            text=None, problem=f"caption unreadable: {problem}", content_sha256=hashlib.sha256(data).hexdigest()
-        )
-
-
-def _caption_text(text: str) -> CaptionText:
-    # Files are read with their line ends as \n: the hash must be of what readers of the dataset's own file get.
-    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
-    try:
-        return CaptionText(text=text, content_sha256=hashlib.sha256(text.encode()).hexdigest())
-    except UnicodeEncodeError:
-        # JSON can spell half a character.
-        raw = text.encode("utf-8", errors="surrogatepass")
-        return CaptionText(
-            text=None, problem="caption unreadable: it is no Unicode", content_sha256=hashlib.sha256(raw).hexdigest()
-        )
-
-
-def _read_list(source: Path, path: Path) -> list[SourceClip]:
-    clips: dict[tuple[str, float | None, float | None], str] = {}
-    found = []
-    what = "the dataset's list of captions"
-    for place, record in read_records(path, LIST_COLUMNS, what=what, others_are_errors=True):
-        where = f"{path}, {place}"
-        video, caption = record.get("video"), record.get("caption")
-        if not isinstance(video, str) or not video.strip():
-            raise WorldtuneError(f"{where}: video is {shown(video)}; expected a path below {source}.")
-        if caption is not None and not isinstance(caption, str):
-            raise WorldtuneError(f"{where}: caption is {shown(caption)}; expected a text.")
-        key = posixpath.normpath(video.strip())
-        if posixpath.isabs(key) or key.split("/")[0] == ".." or not key.isprintable():
-            raise WorldtuneError(f"{where}: video {shown(video)} is no path below {source}.")
-        start_s, end_s = _seconds(record.get("start_s"), where), _seconds(record.get("end_s"), where)
-        if (start_s is None) != (end_s is None) or (start_s is not None and end_s is not None and end_s <= start_s):
-            raise WorldtuneError(
-                f"{where}: start_s {start_s} and end_s {end_s}; expected both, the end after the start."
-            )
-        if (key, start_s, end_s) in clips:
-            raise WorldtuneError(f"{where}: the same clip as in {clips[key, start_s, end_s]}. Remove one.")
-        clips[key, start_s, end_s] = place
-        found.append(SourceClip(key=key, start_s=start_s, end_s=end_s, caption=caption or ""))
-    return found
-
-
-def _seconds(value: object, where: str) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError
-        seconds = float(value)
-    # OverflowError: JSON knows whole numbers of any size.
-    except (ValueError, OverflowError) as error:
-        raise WorldtuneError(f"{where}: {shown(value)} is no time in seconds.") from error
-    if not math.isfinite(seconds) or seconds < 0:
-        raise WorldtuneError(f"{where}: {shown(value)} is no time in seconds.")
-    return seconds

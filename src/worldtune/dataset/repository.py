@@ -5,7 +5,8 @@ A repository holds videos as files, with the captions in metadata.csv, .jsonl or
 the videos themselves, as bytes. `source/repository.jsonl` lists its files at one commit, and each shard's job downloads
 only its own: a clip's shard is a hash of its file in the repository. A download that was interrupted goes on where it
 stopped. Videos lie in the dataset's source/ under their names; those out of a parquet file NAME.parquet are
-NAME/<row>.mp4, and that file itself goes once they are there.
+NAME/<row>.mp4, and that file itself goes once they are there. Where another commit's file cannot be had or read, its
+clips keep their rows, with the reason, and the videos of the earlier one go.
 """
 
 import json
@@ -19,7 +20,7 @@ from typing import Any
 
 from worldtune.common.disk import disk_error_number, disk_errors_named
 from worldtune.common.errors import WorldtuneError
-from worldtune.common.files import canonical_json, digest, sha256_file, write_text
+from worldtune.common.files import canonical_json, digest, exclusive, sha256_file, write_text
 from worldtune.common.hub import Hub, RemoteFile, git_sha1, is_unsafe_name, transfer
 from worldtune.dataset.clips import VIDEO_SUFFIXES, clip_id, shard_of
 from worldtune.dataset.config import DatasetConfig, source_folder
@@ -29,6 +30,7 @@ from worldtune.dataset.fetched import COLUMNS, STAGE
 from worldtune.dataset.ledger import open_ledger
 from worldtune.dataset.manifest import manifest_path, write_manifest
 from worldtune.dataset.records import read_records
+from worldtune.dataset.replaced import remove_replaced, tell_of_unlisted
 from worldtune.dataset.work import Outcome, Task, do_tasks
 
 VERSION = 1
@@ -71,8 +73,11 @@ class FetchJob:
     file: ListedFile
     source: Path
     """The dataset's source folder."""
+    shard: str
     caption_column: str
     hub: Hub
+    earlier: tuple[dict[str, Any], ...] = ()
+    """Clips that an earlier commit's file of this name gave, or that were lost with it."""
 
     @property
     def url(self) -> str:
@@ -257,22 +262,29 @@ def fetch_repository(
     """
     root, source = datasets / name, source_folder(name, config, datasets)
     repository, commit, files = read_list(source / LIST_FILE)
-    jobs = [
-        FetchJob(
-            repository=repository,
-            commit=commit,
-            file=file,
-            source=source,
-            caption_column=config.caption_column,
-            hub=hub or Hub(),
-        )
-        for file in files
-        if shard_of(file.name, config.num_shards) == shard
-    ]
-    tasks = [Task(clip_id=clip_id(job.file.name), inputs=_inputs(job), argument=job) for job in jobs]
+    own = [file for file in files if shard_of(file.name, config.num_shards) == shard]
     path = manifest_path(root, STAGE, shard)
     with open_ledger(root, STAGE, shard) as ledger:
+        ledger.adopt(clip_id(file.name) for file in own)
+        jobs = [
+            FetchJob(
+                repository=repository,
+                commit=commit,
+                file=file,
+                source=source,
+                shard=shard,
+                caption_column=config.caption_column,
+                hub=hub or Hub(),
+                earlier=tuple((ledger.last_row(clip_id(file.name)) or {}).get("clips", ())),
+            )
+            for file in own
+        ]
+        tasks = [Task(clip_id=clip_id(job.file.name), inputs=_inputs(job), argument=job) for job in jobs]
         found = do_tasks(ledger, tasks, fetch_file, _died, label=f"{STAGE} {name} {shard}", processes=processes)
+        # Only now: the ledger has the rows of the clips whose videos go.
+        listed = {file.name for file in files}
+        remove_replaced(source, found, listed)
+        tell_of_unlisted(source, ledger.rows().values(), listed)
         rows = [row for file in found for row in _rows(file)]
         check_success(name, shard, rows, config.min_success)
         write_manifest(path, rows, COLUMNS)
@@ -318,7 +330,9 @@ def fetch_file(job: FetchJob) -> Outcome:
         return _refused(job, f"{DOWNLOAD_FAILED}: {' '.join(str(error).split())}")
     if file.holds_many:
         try:
-            clips = list(unpack(partial, job.source, file.name.removesuffix(".parquet"), job.caption_column))
+            # One at a time: each may take most of the job's memory.
+            with exclusive(job.source / PARTS / f"unpack.{job.shard}.lock"):
+                clips = list(unpack(partial, job.source, file.name.removesuffix(".parquet"), job.caption_column))
         except ParquetError as error:
             return _refused(job, f"unreadable parquet file: {error}")
         finally:
@@ -337,7 +351,8 @@ def _died(job: FetchJob) -> Outcome:
 
 
 def _refused(job: FetchJob, reason: str) -> Outcome:
-    return Outcome(row=_row(job, reason, []))
+    lost = [clip | {"num_bytes": None, "reason": reason} for clip in job.earlier] if job.file.holds_many else []
+    return Outcome(row=_row(job, reason, lost))
 
 
 def _row(job: FetchJob, reason: str, clips: list[dict[str, Any]]) -> dict[str, Any]:

@@ -5,9 +5,10 @@ for made. What else lets a clip fail would happen again, as long as neither the 
 """
 
 from pathlib import Path
+from typing import Any
 
 from worldtune.common.words import count_of
-from worldtune.dataset.clips import shard_names, shard_of
+from worldtune.dataset.clips import clip_id, shard_names, shard_of
 from worldtune.dataset.config import DatasetConfig
 from worldtune.dataset.fetched import STAGE as FETCH_STAGE
 from worldtune.dataset.ledger import Ledger, open_ledger
@@ -45,8 +46,10 @@ def find_failed(name: str, config: DatasetConfig, *, datasets: Path = Path("data
         if stage in KEEPING_STAGES:
             # Of an earlier number of shards too: a job takes over what those ledgers know.
             for shard in _ledgers(root, stage):
-                for clip, key in _kept(Ledger(root, stage, shard), stage, config).items():
-                    shards[shard_of(key, config.num_shards)].add(clip)
+                for clip, row in _kept(Ledger(root, stage, shard), stage, config).items():
+                    # A file that holds several videos has a row of its own here, and none in the manifest.
+                    held = {clip_id(part["key"]) for part in row.get("clips", ())}
+                    shards[shard_of(row["source_key"], config.num_shards)] |= held or {clip}
         found = {shard: frozenset(clips) for shard, clips in shards.items() if clips}
         if found:
             failed[stage] = found
@@ -69,7 +72,11 @@ def forget_failed(name: str, config: DatasetConfig, *, datasets: Path = Path("da
     for stage in failed.keys() & KEEPING_STAGES:
         for shard in _ledgers(root, stage):
             with open_ledger(root, stage, shard) as ledger:
-                ledger.forget(_kept(ledger, stage, config))
+                kept = _kept(ledger, stage, config)
+                # A row that names clips of an earlier file stays known, for the case that the file fails again.
+                naming = [clip for clip, row in kept.items() if row.get("clips")]
+                ledger.start(*naming)
+                ledger.forget(kept.keys() - set(naming))
     return failed
 
 
@@ -92,7 +99,6 @@ def _ledgers(root: Path, stage: str) -> list[str]:
     return sorted(path.stem for path in (root / "ledger" / stage).glob("*.jsonl"))
 
 
-def _kept(ledger: Ledger, stage: str, config: DatasetConfig) -> dict[str, str]:
-    """Return the source's key of each clip of a ledger that failed for a reason that may pass."""
-    rows = ledger.rows().items()
-    return {clip: row["source_key"] for clip, row in rows if may_pass(row["reason"], config.controls, stage)}
+def _kept(ledger: Ledger, stage: str, config: DatasetConfig) -> dict[str, dict[str, Any]]:
+    """Return the row of each clip of a ledger that failed for a reason that may pass."""
+    return {clip: row for clip, row in ledger.rows().items() if may_pass(row["reason"], config.controls, stage)}

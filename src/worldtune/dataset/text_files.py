@@ -12,7 +12,8 @@ from worldtune.dataset.clips import TEXT_SUFFIXES, TextStore, clip_id, t5_path
 from worldtune.dataset.config import TEXT_CHANNELS, DatasetConfig
 from worldtune.dataset.layout import GIVEN_SUFFIXES, given_path
 from worldtune.dataset.ledger import Ledger
-from worldtune.dataset.listing import SourceClip, VideoRow, list_source
+from worldtune.dataset.listing import VideoRow, list_source
+from worldtune.dataset.source_clips import SourceClip
 from worldtune.dataset.text import read_t5_tokens, write_t5
 from worldtune.dataset.work import Outcome, Task, do_tasks
 

@@ -45,6 +45,7 @@ from worldtune.dataset.fetched import STAGE as FETCH_STAGE
 from worldtune.dataset.ingest import STAGE as INGEST_STAGE
 from worldtune.dataset.make_captions import caption_stage
 from worldtune.dataset.manifest import Columns, manifest_path, read_manifest, write_manifest
+from worldtune.dataset.origin import read_origin
 from worldtune.dataset.reasons import REASON_SEPARATOR, may_pass, refuse
 from worldtune.dataset.remarks import dataset_remarks, reasons_in_words, summary_line
 from worldtune.dataset.spans import STAGE as CUT_STAGE
@@ -172,6 +173,8 @@ def conclude(found: Validation) -> Path:
     }
     if config.views:
         summary["views"] = list(config.views)
+    if origin := read_origin(found.source, config):
+        summary["source"] = origin
     if found.caption_makers:
         summary["captions_made_by"] = found.caption_makers
     write_json(root / "dataset.json", summary)
