@@ -117,6 +117,14 @@ def test_another_preparation_is_refused(tmp_path):
         DepthNetwork(tmp_path, "cpu")
 
 
+def test_a_network_whose_near_is_small_is_refused(tmp_path):
+    write_depth_network(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"depth_estimation_type": "relative"', '"depth_estimation_type": "metric"'))
+    with pytest.raises(WorldtuneError, match="depth_estimation_type 'metric'"):
+        DepthNetwork(tmp_path, "cpu")
+
+
 def test_levels_are_near_bright_and_stay_within_the_scale():
     depth = np.array([-1.0, 0.0, 1.0, 2.0, 5.0])
     assert grey_levels(depth, (0.0, 2.0), 255).tolist() == [0, 0, 128, 255, 255]

@@ -51,6 +51,11 @@ class DepthNetwork:
         self.device = torch.device(choose_device(device))
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self.model = load_network(DepthAnythingForDepthEstimation, folder, NETWORK, dtype=dtype).to(self.device)
+        if self.model.config.depth_estimation_type != "relative":
+            raise WorldtuneError(
+                f"{folder}/config.json has depth_estimation_type {self.model.config.depth_estimation_type!r}, of which "
+                "near is the smallest number; expected 'relative'. Name a network without Metric in its name."
+            )
         with reading(folder, NETWORK):
             self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         steps = {name: getattr(self.processor, name, None) for name in ("do_resize", "do_rescale", "do_normalize")}
