@@ -120,7 +120,7 @@ def test_another_preparation_is_refused(tmp_path):
 def test_a_network_whose_near_is_small_is_refused(tmp_path):
     write_depth_network(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(path.read_text().replace('"depth_estimation_type": "relative"', '"depth_estimation_type": "metric"'))
+    path.write_text(path.read_text().replace('"relative"', '"metric"'))
     with pytest.raises(WorldtuneError, match="depth_estimation_type 'metric'"):
         DepthNetwork(tmp_path, "cpu")
 
