@@ -15,7 +15,7 @@ from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
     Dinov2Config,
-    DPTImageProcessor,
+    DPTImageProcessorPil,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
@@ -86,7 +86,7 @@ def write_depth_network(folder: Path) -> None:
         fusion_hidden_size=16,
         head_hidden_size=8,
     )
-    processor = DPTImageProcessor(
+    processor = DPTImageProcessorPil(
         do_resize=True,
         size={"height": 56, "width": 56},
         keep_aspect_ratio=True,
