@@ -12,8 +12,8 @@ REPO ?=
 SPACE := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dryrun run preflight overview compare retry why dag queue unlock sample push prune clean reset \
-  test test-slow test-slurm test-slurm-slow lint format docs lock need-run need-dataset need-runs need-repo
+.PHONY: help setup demo dryrun dataset run preflight overview compare retry why dag queue unlock sample push prune clean \
+  reset test test-slow test-slurm test-slurm-slow lint format docs lock need-run need-dataset need-runs need-repo
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -46,8 +46,14 @@ demo: setup  ## the whole pipeline on rendered scenes, on the CPU, to a report
 	$(SNAKEMAKE) --cores $(CORES) results/demo_edge_posttrain/model results/demo_edge_posttrain/report.html
 	@echo "report: $(CURDIR)/results/demo_edge_posttrain/report.html"
 
-dryrun: setup  ## the whole graph of the runs in config/config.yaml, nothing executed
-	$(SNAKEMAKE) --dryrun --cores $(CORES)
+dryrun: setup  ## the whole graph of the runs in config/config.yaml, or of RUN=... or DATASET=..., nothing executed
+	$(SNAKEMAKE) --dryrun --cores $(CORES) \
+	  $(if $(RUN),results/$(RUN)/model results/$(RUN)/report.html) $(if $(DATASET),datasets/$(DATASET)/dataset.json)
+
+dataset: need-dataset setup  ## clips, captions and controls of DATASET=... up to the page of its validation, nothing trained
+	$(SNAKEMAKE) --cores $(CORES) datasets/$(DATASET)/dataset.json
+	@cat datasets/$(DATASET)/validation/summary.txt
+	@echo "clips and reasons: $(CURDIR)/datasets/$(DATASET)/validation/index.html"
 
 run: need-run setup  ## model and report of RUN=...
 	$(SNAKEMAKE) --cores $(CORES) results/$(RUN)/model results/$(RUN)/report.html

@@ -16,6 +16,7 @@ from worldtune.dataset.config import (
     find_dataset,
     load_datasets,
     missing_folder,
+    missing_list,
 )
 from worldtune.common.versions import stage_version
 from worldtune.dataset.latents import LatentsKind
@@ -99,7 +100,24 @@ onstart:
         PLAN.write()
 
 
+def plainly(function):
+    """Let a mistake of the user's end the planning with its message alone: Snakemake would add a traceback."""
+
+    @functools.wraps(function)
+    def call(*arguments, **keywords):
+        try:
+            return function(*arguments, **keywords)
+        except WorldtuneError as error:
+            # With jobs under way, it is Snakemake that ends them.
+            if LOCK.held:
+                raise
+            raise SystemExit(f"error: {error}") from error
+
+    return call
+
+
 @functools.cache
+@plainly
 def recipe_of(run):
     return load_recipe(run)
 
@@ -109,9 +127,13 @@ def recipe(wildcards):
 
 
 @functools.cache
+@plainly
 def values_of_stage(stage, dataset, shard, control):
     if shard is not None and (problem := missing_folder(dataset, DATASETS[dataset])):
         MISSING_FOLDERS.add(problem)
+    # It names the clips, so that without it there is no graph to look at.
+    if problem := missing_list(dataset, DATASETS[dataset]):
+        raise WorldtuneError(problem)
     return stage_values(stage, dataset, DATASETS[dataset], shard=shard, control=control)
 
 
@@ -213,6 +235,7 @@ def tokenizer_files(wildcards):
     return f"checkpoints/{recipe(wildcards).checkpoints.tokenizer}/files.json"
 
 
+@plainly
 def check_checkpoint(wildcards, key):
     """Raise where nothing can provide a checkpoint that a run's recipe names."""
     CATALOGUE.check_available(
@@ -271,6 +294,7 @@ def text_mem_mb(wildcards):
     return 48000 * max(PROJECT.cluster.text_gpus, 1)
 
 
+@plainly
 def network_files(name, key):
     """What a job waits for of a network's folder: the list of a fetched one, or the files put there by hand."""
     return list(map(str, CATALOGUE.network_files(name, key, Path("checkpoints"))))

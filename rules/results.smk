@@ -52,6 +52,7 @@ rule report:
         " --expect-trained {params.expect_trained}) > {log:q} 2>&1"
 
 
+@plainly
 def no_such_recipe(wildcards):
     """Say which recipes there are: looking for one that does not exist names the nearest."""
     run = recipe_path(wildcards.name).stem
@@ -72,10 +73,22 @@ rule misspelt_run:
     localrule: True
 
 
+@plainly
 def known_dataset(wildcards):
-    """The dataset that an overview is asked of; an unknown one is an error that names the nearest."""
+    """The dataset that is asked for; an unknown one is an error that names the nearest."""
     find_dataset(config_path(), wildcards.dataset)
     return wildcards.dataset
+
+
+# Snakemake's own message for a misspelt dataset names no dataset.
+rule misspelt_dataset:
+    input:
+        known_dataset,
+    output:
+        "datasets/{dataset}/dataset.json",
+    wildcard_constraints:
+        dataset=f"(?!(?:{'|'.join(map(re.escape, DATASETS))})/)[^/]+",
+    localrule: True
 
 
 rule dataset_overview:
@@ -103,6 +116,7 @@ rule dataset_overview:
         " > {log:q} 2>&1"
 
 
+@plainly
 def compared_runs(wildcards):
     """The runs of a comparison, which its name joins by "+"; an unknown one is an error that names the nearest."""
     return check_runs(wildcards.runs.split("+"), RUNS)

@@ -11,10 +11,16 @@ def show_summary(dataset):
         print(path.read_text(encoding="utf-8").strip(), file=sys.stderr)
 
 
+@functools.cache
+@plainly
+def check_dataset(run):
+    dataset_of(run, recipe_of(run), DATASETS)
+
+
 def dataset_gate(wildcards):
     """The dataset's digest file; asking the checkpoint for it lets an unchanged dataset start nothing."""
     chosen = recipe(wildcards)
-    dataset_of(wildcards.run, chosen, DATASETS)
+    check_dataset(wildcards.run)
     validated = checkpoints.validate.get(dataset=chosen.data.dataset).output.dataset
     # Before jobs are scheduled, this is asked of datasets that an earlier call has validated.
     if LOCK.held:

@@ -234,21 +234,37 @@ def test_pages_that_are_asked_for_by_name(workspace: Workspace) -> None:
     ("target", "message"),
     [
         (
-            "datasets/synthetics/overview.html",
+            "datasets/synthetics/dataset.json",
             "config/config.yaml has no dataset 'synthetics' (did you mean 'synthetic'?)",
         ),
         (
-            "comparisons/edge_postrain+edge_pretrain.html",
+            "results/datasets/synthetics/overview.html",
+            "config/config.yaml has no dataset 'synthetics' (did you mean 'synthetic'?)",
+        ),
+        (
+            "results/comparisons/edge_postrain+edge_pretrain.html",
             "there is no recipe 'edge_postrain'; the nearest known: edge_posttrain",
         ),
-        ("comparisons/edge_pretrain.html", "a comparison needs two or more runs"),
-        ("comparisons/edge_pretrain+edge_pretrain.html", "edge_pretrain is there more than once"),
+        ("results/comparisons/edge_pretrain.html", "a comparison needs two or more runs"),
+        ("results/comparisons/edge_pretrain+edge_pretrain.html", "edge_pretrain is there more than once"),
     ],
 )
-def test_pages_of_unknown_names_name_the_nearest(workspace: Workspace, target: str, message: str) -> None:
-    result = workspace.snakemake("--dryrun", f"results/{target}", check=False)
+def test_targets_of_unknown_names_name_the_nearest(workspace: Workspace, target: str, message: str) -> None:
+    result = workspace.snakemake("--dryrun", target, check=False)
     assert result.returncode
     assert message in result.text
+    assert "Traceback" not in result.text
+
+
+def test_a_list_of_captions_that_is_not_there_is_named_with_its_dataset(workspace: Workspace) -> None:
+    line = "    path: my_videos\n"
+    workspace.edit("config/config.yaml", {line: line + "    captions: clips.csv\n"})
+    result = workspace.snakemake("--dryrun", "datasets/my_videos/dataset.json", check=False)
+    assert result.returncode
+    place = workspace.root / "clips.csv"
+    assert f"error: config/config.yaml: datasets.my_videos.captions = 'clips.csv' is {place}" in result.text
+    assert "Traceback" not in result.text
+    workspace.edit("config/config.yaml", {line + "    captions: clips.csv\n": line})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ VARIABLES = ("RUN", "RUNS", "DATASET", "REPO", "MAKEFLAGS", "MAKELEVEL")
     ("command", "missing", "example"),
     [
         *((name, "RUN", f"make {name} RUN=my_run") for name in ("run", "preflight", "why", "sample", "push", "prune")),
-        *((name, "DATASET", f"make {name} DATASET=my_videos") for name in ("overview", "retry")),
+        *((name, "DATASET", f"make {name} DATASET=my_videos") for name in ("dataset", "overview", "retry")),
         ("compare", "RUNS", 'make compare RUNS="first second"'),
         ("push RUN=my_run", "REPO", "make push RUN=my_run REPO=organization/name"),
     ],

@@ -62,11 +62,18 @@ def test_the_original_name_of_an_experiment_stands_for_its_run(workspace: Worksp
     assert "export: results/edge_pretrain/model" in done.stdout
 
 
+def test_a_mistake_that_the_graph_meets_is_all_that_is_said(workspace: Workspace) -> None:
+    with pytest.raises(WorldtuneError) as caught:
+        planned_jobs(["datasets/synthetics/dataset.json"], workspace.root)
+    assert str(caught.value).endswith("config.yaml has no dataset 'synthetics' (did you mean 'synthetic'?).")
+    assert "Building DAG" not in str(caught.value)
+
+
 def test_an_error_of_ours_is_all_that_is_said(workspace: Workspace) -> None:
     workspace.edit("config/config.yaml", {"min_frames: 17": "min_frame: 17"})
     with pytest.raises(WorldtuneError) as caught:
         planned_jobs(TARGETS, workspace.root)
-    assert "min_frames" in str(caught.value)
+    assert "config.yaml, datasets:\n  synthetic.min_frame: there is no such key" in str(caught.value)
     assert "Traceback" not in str(caught.value)
     assert "Building DAG" not in str(caught.value)
 

@@ -95,9 +95,9 @@ class DatasetConfig(BaseModel):
     after a control (depth, seg, ...) are passed over; those hold the given controls, as depth/NAME.mp4 beside NAME.mp4.
     """
     captions: str = ""
-    """List of captions (kind folder), .csv, .jsonl or .parquet with the columns video (path below `path`), caption
-    and, where a video is cut into clips, start_s and end_s. Videos outside the list take NAME.txt, or "caption" of
-    NAME.json, beside them; so do all where this is empty."""
+    """List of captions (kind folder), a file anywhere, .csv, .jsonl or .parquet with no columns but video (path below
+    `path`), caption and, where a video is cut into clips, start_s and end_s: both, or neither for a whole video. Videos
+    outside the list take NAME.txt, or "caption" of NAME.json, beside them; so do all where this is empty."""
     captioner: CaptionerConfig | None = None
     """How captions are made from the videos that have none; without it such videos are not used."""
     layout: Layout = "beside"
@@ -401,6 +401,16 @@ def missing_folder(name: str, config: DatasetConfig) -> str:
     return (
         f"{config_path()}: datasets.{name}.path = {config.path!r} is {Path(config.path).absolute()}, which is no "
         "folder. Put the videos there, or mend the path; a relative one starts at the repository's root."
+    )
+
+
+def missing_list(name: str, config: DatasetConfig) -> str:
+    """Say what is wrong where a dataset names a list of captions that does not exist; empty where it does not."""
+    if config.kind != "folder" or not config.captions or Path(config.captions).is_file():
+        return ""
+    return (
+        f"{config_path()}: datasets.{name}.captions = {config.captions!r} is {Path(config.captions).absolute()}, which "
+        "is no file. Put the list there, or mend the path; a relative one starts at the repository's root."
     )
 
 

@@ -15,7 +15,7 @@ REASON_SEPARATOR = " | "
 MENDS: dict[str, str] = {
     "empty video": "Fetch or render the video again; the file has nothing in it.",
     "truncated video": "Fetch the video again; its end is missing.",
-    "unreadable video": "Encode the video again (H.264 in MP4), or remove it.",
+    "unreadable video": "Put the video there if it does not exist; else encode it again (H.264 in MP4), or remove it.",
     "too short": "Give a longer video, or lower `min_frames`; a recipe wants `data.num_frames` in any case.",
     "time range outside the video": "Mend start_s and end_s in the list of captions.",
     "short remainder": "Lower `cut.min_s`, if clips as short are of use; there is nothing to mend.",

@@ -15,7 +15,7 @@ from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
     Dinov2Config,
-    DPTImageProcessor,
+    DPTImageProcessorPil,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
@@ -28,7 +28,9 @@ from transformers import (
 )
 
 from worldtune.annotate.sam2_package import OVERRIDES_FILE, build_predictor, read_overrides
+from worldtune.common.errors import WorldtuneError
 from worldtune.common.files import write_json
+from worldtune.demo.vision_language import write_vision_language_model
 from worldtune.formats.keypoints import NUM_KEYPOINTS
 
 if TYPE_CHECKING:
@@ -43,6 +45,26 @@ Step = tuple[str, list[str], list[str], dict[str, Any]]
 """An operation of a network: kind, inputs, outputs, options."""
 Output = tuple[str, int, list[int | str]]
 """An output of a network: name, type, shape."""
+
+
+def make_annotators(checkpoints: Path) -> Path:
+    """Write a tiny network for each annotator and a captioner; returns their folder, worldtune/demo-annotators.
+
+    Args:
+        checkpoints: folder of all checkpoints, which exists.
+
+    Raises:
+        WorldtuneError: `checkpoints` is no folder.
+    """
+    if not checkpoints.is_dir():
+        raise WorldtuneError(f"--checkpoints {checkpoints} is no folder. Make it, or name the one of the repository.")
+    folder = checkpoints / "worldtune/demo-annotators"
+    write_depth_network(folder / "depth")
+    write_detector(folder / "detector")
+    write_tracker(folder / "tracker")
+    write_keypoint_networks(folder / "keypoint", "detector.onnx", "pose.onnx")
+    write_vision_language_model(folder / "captioner", seed=SEED)
+    return folder
 
 
 def write_depth_network(folder: Path) -> None:
@@ -64,7 +86,7 @@ def write_depth_network(folder: Path) -> None:
         fusion_hidden_size=16,
         head_hidden_size=8,
     )
-    processor = DPTImageProcessor(
+    processor = DPTImageProcessorPil(
         do_resize=True,
         size={"height": 56, "width": 56},
         keep_aspect_ratio=True,

@@ -18,6 +18,12 @@ NOTHING = "<nothing exclusive>"
 FINGERPRINT = re.compile(r"[0-9a-f]{12}-[0-9a-f]+")
 LONGEST_VALUE = 200
 
+OUR_ERROR = re.compile(
+    r'(?:^error: |WorldtuneError(?:: | in file "[^"]*", line \d+:\n))(.*?)(?=\n  File |\nTraceback|\nWildcards:|\Z)',
+    re.DOTALL | re.MULTILINE,
+)
+"""A WorldtuneError as the rules, an input function or the reading of the Snakefile lets it be printed."""
+
 
 @dataclass(frozen=True)
 class PlannedJob:
@@ -42,7 +48,7 @@ def planned_jobs(targets: Sequence[str], root: Path) -> list[PlannedJob]:
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if result.returncode:
         output = result.stdout + result.stderr
-        known = re.search(r"WorldtuneError.*?: (.*?)(?=\n  File |\nTraceback|\Z)", output, re.DOTALL)
+        known = OUR_ERROR.search(output)
         raise WorldtuneError(known[1].strip() if known else f"{' '.join(command)} failed:\n{output}")
     return list(_parse(result.stdout + result.stderr))
 
