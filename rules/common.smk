@@ -41,6 +41,7 @@ from worldtune.workflow.resources import (
     slurm_extra,
     train_resources,
 )
+from worldtune.workflow.unfinished import UnfinishedWork
 
 PYTHON = sys.executable
 # Snakemake lowers it to the cores that it has here.
@@ -63,6 +64,7 @@ PLAN = Plan(
     scheduling=lambda: LOCK.held,
     inside_job=not workflow.is_main_process,
 )
+UNFINISHED = UnfinishedWork()
 
 if not workflow.is_main_process:
     # `scancel --signal=USR1` reaches the snakemake around a job's command too, which would die of it and take the job
@@ -98,6 +100,17 @@ onstart:
             raise WorldtuneError("\n".join(sorted(MISSING_FOLDERS)))
         LOCK.acquire()
         PLAN.write()
+        UNFINISHED.mark(workflow.dag, workflow.persistence)
+
+
+onsuccess:
+    if workflow.is_main_process:
+        UNFINISHED.settle(workflow.dag, workflow.persistence)
+
+
+onerror:
+    if workflow.is_main_process:
+        UNFINISHED.settle(workflow.dag, workflow.persistence)
 
 
 def plainly(function):
@@ -195,6 +208,9 @@ def expected(rule, *kinds):
     """A function of wildcards that gives the fingerprint of the run's values that a rule is planned with."""
 
     def planned(wildcards):
+        # What lies behind a validation is known to be due once that has ended.
+        if LOCK.held:
+            UNFINISHED.mark(workflow.dag, workflow.persistence)
         values = values_of_run(wildcards.run, *kinds)
         return PLAN.fingerprint(f"{rule}/{wildcards.run}", values)
 
