@@ -49,6 +49,11 @@ def clip_id(key: str, start_s: float | None = None, end_s: float | None = None) 
     return digest({"key": key, "start_s": start, "end_s": end}, CLIP_ID_LENGTH)
 
 
+def clip_name(key: str, start_s: float | None, end_s: float | None) -> str:
+    """Return a clip's name for people: its source's key, and the seconds where it is a part of that."""
+    return key if start_s is None or end_s is None else f"{key} {start_s:g} to {end_s:g} s"
+
+
 def shard_of(key: str, num_shards: int) -> str:
     """Return the shard of a source ("0003"); all clips of one source are in the same shard."""
     return shard_name(int(digest(key), 16) % num_shards)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from worldtune.common.words import count_of
+from worldtune.dataset.clips import clip_name
 from worldtune.dataset.lookalikes import find_lookalikes
 from worldtune.media.looks import FINGERPRINT_BITS
 
@@ -41,7 +42,7 @@ COLUMNS: dict[str, pa.DataType] = {
 """Columns of validation/clips.parquet after those of clips.parquet; those of the controls follow.
 
 remarks: joined by REASON_SEPARATOR. looks_like: clip id of the usable clip that looks most like it, differing_bits: of
-the FINGERPRINT_BITS of their fingerprints; none where none looks alike.
+the FINGERPRINT_BITS of their fingerprints; none where only parts of the same video look alike.
 """
 CONTROL_FACTS: dict[str, dict[str, pa.DataType]] = {
     "seg": {"seg_num_objects": pa.int64()},
@@ -116,7 +117,8 @@ class Alike:
 def find_alike(rows: Iterable[Row], details: Mapping[str, Row]) -> Alike:
     """Find usable clips that are equal or look alike, and remark it in their details.
 
-    Clips of different cameras are not compared: those of one scene may well look alike.
+    Clips of different cameras are not compared: those of one scene may well look alike. So may parts of one video,
+    which lie on one side of the held-out split: where a group has nothing else, nothing is said of it.
     """
     alike = Alike()
     by_view: dict[str | None, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
@@ -128,7 +130,7 @@ def find_alike(rows: Iterable[Row], details: Mapping[str, Row]) -> Alike:
             if len(group) > 1:
                 alike.copies.append(group)
                 for row, other in zip(group, [*group[1:], group[0]], strict=True):
-                    _remark(row, other, details, 0, f"copy: the same video as {other['source_key']}")
+                    _remark(row, other, details, 0, f"copy: the same video as {name_of(other)}")
         alike.similar.extend(_similar(contents, details))
     return alike
 
@@ -136,17 +138,27 @@ def find_alike(rows: Iterable[Row], details: Mapping[str, Row]) -> Alike:
 def _similar(contents: Mapping[str, list[Row]], details: Mapping[str, Row]) -> list[list[Row]]:
     known = [group for group in contents.values() if details[group[0]["clip_id"]]["fingerprint"]]
     found = find_lookalikes([details[group[0]["clip_id"]]["fingerprint"] for group in known])
-    members: dict[int, list[Row]] = defaultdict(list)
-    for number, group in enumerate(known):
-        nearest, distance = int(found.nearest[number]), int(found.distances[number])
-        if nearest < 0:
+    members: dict[int, list[int]] = defaultdict(list)
+    for number, nearest in enumerate(found.nearest):
+        if nearest >= 0:
+            members[int(found.groups[number])].append(number)
+    similar = []
+    for numbers in members.values():
+        rows = [row for number in numbers for row in known[number]]
+        if len({row["source_key"] for row in rows}) == 1:
             continue
-        members[int(found.groups[number])].extend(group)
-        for row in group:
-            other = known[nearest][0]
-            words = f"looks alike: {other['source_key']}, {distance} of {FINGERPRINT_BITS} bits differ"
-            _remark(row, other, details, distance, words)
-    return list(members.values())
+        similar.append(rows)
+        for number in numbers:
+            other, distance = known[found.nearest[number]][0], int(found.distances[number])
+            words = f"looks alike: {name_of(other)}, {distance} of {FINGERPRINT_BITS} bits differ"
+            for row in known[number]:
+                _remark(row, other, details, distance, words)
+    return similar
+
+
+def name_of(row: Row) -> str:
+    """Return the name of a row's clip for people, as clips.clip_name has it."""
+    return clip_name(row["source_key"], row["start_s"], row["end_s"])
 
 
 def _remark(row: Row, other: Row, details: Mapping[str, Row], distance: int, words: str) -> None:
@@ -160,7 +172,7 @@ def mark_leaks(alike: Alike, details: Mapping[str, Row]) -> int:
     """Remark the held-out clips that have a twin in training, and return how many there are."""
     leaks = 0
     for group in (*alike.copies, *alike.similar):
-        trained = [row["source_key"] for row in group if row["split"] == "train"]
+        trained = [name_of(row) for row in group if row["split"] == "train"]
         for row in group if trained else []:
             remarks = details[row["clip_id"]]["remarks"]
             if row["split"] == "held_out" and not any(text.startswith("leak:") for text in remarks):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from worldtune.common.words import count_of
-from worldtune.dataset.details import Alike
+from worldtune.dataset.details import Alike, name_of
 from worldtune.dataset.reasons import count_reasons
 
 SHOWN_REASONS = 5
@@ -22,7 +22,7 @@ def dataset_remarks(table: Iterable[Row], alike: Alike, leaks: int, unclaimed: l
         unclaimed: given files that belong to no video.
     """
     remarks = []
-    cut = [row["source_key"] for row in table if row["caption_cut"]]
+    cut = [name_of(row) for row in table if row["caption_cut"]]
     if cut:
         are = "is longer than text_max_tokens and was" if len(cut) == 1 else "are longer than text_max_tokens and were"
         remarks.append(f"{count_of(len(cut), 'caption')} {are} cut: {_some(cut)}")
@@ -44,12 +44,12 @@ def dataset_remarks(table: Iterable[Row], alike: Alike, leaks: int, unclaimed: l
 
 
 def _keys(groups: Iterable[Sequence[Row]], sign: str) -> str:
-    return _some([_some([row["source_key"] for row in group], sign) for group in groups])
+    return _some([_some([name_of(row) for row in group], sign) for group in groups])
 
 
 def summary_line(name: str, rows: Sequence[Row], remarks: Sequence[str]) -> str:
     """Say how many clips can be used, what keeps the others from it and what a person should know."""
-    left_out = [f"{row['source_key']}: {row['reason']}" for row in rows if row["status"] != "ok"]
+    left_out = [f"{name_of(row)}: {row['reason']}" for row in rows if row["status"] != "ok"]
     usable = f"{len(rows) - len(left_out)} of {count_of(len(rows), 'clip')} usable"
     why = f" ({_some(left_out, '; ')})" if left_out else ""
     return "; ".join([f"{name}: {usable}{why}", *remarks])
