@@ -62,7 +62,7 @@ def test_unusable_videos_keep_rows_with_reasons(source):
     assert reasons["cut.mp4"].startswith("truncated video: cut.mp4")
     assert reasons["empty.mp4"].startswith("empty video: empty.mp4 has 0 bytes")
     assert reasons["text.mp4"].startswith("unreadable video: text.mp4")
-    assert reasons["gone.mp4"].startswith("unreadable video: gone.mp4 does not exist")
+    assert reasons["gone.mp4"].startswith("no video: gone.mp4 does not exist")
     # The table is the same wherever the folder lies.
     assert str(source.folder) not in str(rows)
     assert [path.stem for path in (source.root / "videos").iterdir()] == [clip_id("good.mp4")]

@@ -192,7 +192,8 @@ def ingest_clip(job: IngestJob) -> Outcome:
         job.target.unlink(missing_ok=True)
         # Rows are the same wherever the source folder lies.
         reason = str(error).replace(str(path), job.key).replace(str(job.target), "the clip")
-        return Outcome(row=_row(job, "unusable", f"{_label(error)}: {reason}"))
+        label = _label(error) if path.exists() else "no video"
+        return Outcome(row=_row(job, "unusable", f"{label}: {reason}"))
     if clip.num_frames < job.min_frames:
         job.target.unlink(missing_ok=True)
         return Outcome(row=_row(job, "unusable", _too_short(clip.num_frames, job.min_frames), **facts, action=action))
