@@ -51,7 +51,7 @@ def unpack(path: Path, folder: Path, stem: str, caption_column: str) -> Iterator
             columns = [column, *([caption_column] if has_caption else [])]
             if not table.metadata.num_rows:
                 raise ParquetError("it has no rows")
-            _check_memory(bytes_to_read(path, table.metadata, columns))
+            _check_memory(bytes_to_read(path, columns))
             for number, batch in enumerate(table.iter_batches(1, columns=columns)):
                 [record] = batch.to_pylist()
                 yield _write(folder, f"{stem}/{number:06d}", record[column], record.get(caption_column))
