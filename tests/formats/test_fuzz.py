@@ -53,6 +53,15 @@ def test_the_fuzzer_finds_faults_and_goes_on() -> None:
         assert result["faults"]["1"].startswith(fault.removesuffix(" later"))
 
 
+@pytest.mark.parametrize("number", [4865, 7819])
+def test_files_that_ended_the_process_are_refused(tmp_path: Path, number: int) -> None:
+    form = FORMATS["embedded_videos"]
+    path = tmp_path / f"damaged{form.suffix}"
+    path.write_bytes(file_content(form, number))
+    with pytest.raises(WorldtuneError):
+        form.read(path)
+
+
 @pytest.mark.parametrize("number", range(len(HOSTILE_PICKLES)))
 def test_hostile_pickles_are_refused(tmp_path: Path, number: int) -> None:
     path = tmp_path / "hostile.pickle"
