@@ -102,7 +102,7 @@ NOTHING: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "list_repository": [(("--dataset", "no"), "'no'"), (("--dataset", "synthetic"), "synthetic")],
     "load_report": [(("--run", RUN, "--output", "r.json"), "split.json"), (("--run", "no", "--output", "r"), "no")],
     "lock": [(("--check",), "pyproject.toml")],
-    "make_demo_annotators": [(("--checkpoints", "no"), "--checkpoints no")],
+    "make_demo_annotators": [(("--checkpoints", "config/config.yaml"), "is a file; expected a folder")],
     "make_demo_checkpoints": [(("--checkpoints", "c", "--model", "no.toml"), "no.toml")],
     "make_demo_driving_checkpoints": [(("--checkpoints", "c"), "checkpoints")],
     "make_captions": [

@@ -51,13 +51,13 @@ def make_annotators(checkpoints: Path) -> Path:
     """Write a tiny network for each annotator and a captioner; returns their folder, worldtune/demo-annotators.
 
     Args:
-        checkpoints: folder of all checkpoints, which exists.
+        checkpoints: folder of all checkpoints; made where it is not there.
 
     Raises:
-        WorldtuneError: `checkpoints` is no folder.
+        WorldtuneError: `checkpoints` is a file.
     """
-    if not checkpoints.is_dir():
-        raise WorldtuneError(f"--checkpoints {checkpoints} is no folder. Make it, or name the one of the repository.")
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise WorldtuneError(f"--checkpoints {checkpoints} is a file; expected a folder. Name another one.")
     folder = checkpoints / "worldtune/demo-annotators"
     write_depth_network(folder / "depth")
     write_detector(folder / "detector")
