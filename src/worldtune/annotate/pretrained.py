@@ -2,7 +2,6 @@
 
 import contextlib
 import pickle
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,6 @@ def load_network(
     what: str,
     *,
     dtype: torch.dtype,
-    not_used: str = "",
     advice: str = "",
 ) -> Any:
     """Return a network with all of its weights, on the CPU, as in evaluation.
@@ -90,13 +88,11 @@ def load_network(
         folder: a folder as transformers writes it.
         what: what is expected, such as "a T5 encoder", for messages.
         dtype: type of its floating-point weights, whatever the file's is.
-        not_used: regular expression that the beginning of weights' names match which the file may hold beside those of
-            this class, such as those of a decoder; empty admits none.
         advice: what to do where the folder holds another type.
 
     Raises:
-        WorldtuneError: the folder is not there, holds another type of network or damaged files, lacks weights, has
-            some of another shape, or has more.
+        WorldtuneError: the folder is not there, holds another type of network or damaged files, lacks weights, or has
+            some of another shape.
     """
     check_type(folder, network_class.config_class.model_type, what, advice=advice)
     with reading(folder, what):
@@ -109,21 +105,13 @@ def load_network(
             # Another shape is reported with the others below, rather than raised without its name.
             ignore_mismatched_sizes=True,
         )
-    # The library would fill what is missing with random numbers, leave out the rest, and go on.
+    # The library would fill what is missing with random numbers and go on. What it has no use for it warns of itself.
     if missing := sorted(report["missing_keys"]):
         raise WorldtuneError(f"{folder} lacks weights of {what}: {_names(missing)}. Fetch it again.")
     if mismatched := sorted(report["mismatched_keys"]):
         shapes = [f"{name} {tuple(found)} in place of {tuple(wanted)}" for name, found, wanted in mismatched]
         raise WorldtuneError(
             f"{folder} has weights of other shapes than {CONFIG_FILE} says of {what}: {_names(shapes)}. Fetch it again."
-        )
-    unexpected = sorted(
-        name for name in report["unexpected_keys"] if not (not_used and re.match(not_used, name) is not None)
-    )
-    if unexpected:
-        raise WorldtuneError(
-            f"{folder} has weights that {CONFIG_FILE} knows nothing of: {_names(unexpected)}. It does not describe "
-            f"{what} of this size; fetch the folder again."
         )
     return network.eval()
 

@@ -72,8 +72,8 @@ class TextEncoder:
         self.precision = precision
         self.tokens_per_batch = TOKENS_PER_BATCH if self.device.type == "cuda" else 1
         dtype = getattr(torch, precision)
-        # A whole T5 has a decoder, which the class leaves out by itself, and some have a head of their own for words.
-        self.model = load_network(T5EncoderModel, folder, NETWORK, dtype=dtype, not_used=r"lm_head\.").to(self.device)
+        # A whole T5 has a decoder, which the class leaves out by itself.
+        self.model = load_network(T5EncoderModel, folder, NETWORK, dtype=dtype).to(self.device)
         with reading(folder, NETWORK):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         logger.info("text encoder %s on %s in %s", folder, self.device, dtype)
