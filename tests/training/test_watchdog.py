@@ -73,6 +73,7 @@ def test_a_rank_that_left_out_a_collective_is_named(tmp_path: Path) -> None:
     hang(tmp_path, "skip", missing, "rank 0 waits in all_reduce (worldtune/training/trainer.py:")
 
 
+@pytest.mark.slow
 def test_a_rank_whose_process_stands_still_is_named(tmp_path: Path) -> None:
     missing = "does not answer, so it is stopped or stuck outside Python; last seen in "
     hang(tmp_path, "stopped", missing, "rank 0 waits in all_reduce (worldtune/training/")

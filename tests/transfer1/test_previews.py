@@ -201,8 +201,8 @@ dist.destroy_process_group()
     "layout",
     [
         {"data": 1, "context": 1, "tensor": 2, "sequence": True},
-        {"data": 1, "context": 2, "tensor": 1},
-        {"data": 2, "context": 1, "tensor": 1},
+        pytest.param({"data": 1, "context": 2, "tensor": 1}, marks=pytest.mark.slow),
+        pytest.param({"data": 2, "context": 1, "tensor": 1}, marks=pytest.mark.slow),
         {"data": 2, "context": 1, "tensor": 1, "shard": "both"},
     ],
     ids=lambda layout: "-".join(f"{key}{layout[key]}" for key in layout),

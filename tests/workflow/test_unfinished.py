@@ -33,7 +33,6 @@ def test_what_a_failed_or_killed_command_left_undone_is_due_for_the_next(tmp_pat
         (root / f"mine/{name}.txt").write_text(f"Noise of seed {seed}.")
         (root / f"mine/t5_xxl/{name}.pickle").write_bytes(pickle.dumps([np.ones((3, 1024), np.float16)]))
     workspace.snakemake(TARGET)
-    assert workspace.planned(TARGET) == ()
 
     ingest = root / "src/scripts/ingest.py"
     whole = ingest.read_text()
@@ -63,7 +62,6 @@ def test_what_a_failed_or_killed_command_left_undone_is_due_for_the_next(tmp_pat
         running.wait()
 
     ingest.write_text(whole)
-    assert "ingest[0000]" in workspace.planned(TARGET)
     finished = workspace.snakemake(TARGET).finished
     assert {"ingest[0000]", "controls[0000]", "validate"} <= set(finished)
     assert workspace.planned(TARGET) == ()
